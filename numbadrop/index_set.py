@@ -1,0 +1,250 @@
+"""Index sets: which units of an axis take part.
+
+A pattern of batchwise dropout is a set of kept units. It is sorted and free of repeats, so that
+a gather reads memory in ascending order and no two threads ever write to the same place, and it
+knows the full size of its axis, so that everything that touches the same units can be checked
+against it once, here, instead of in each kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["IndexSet", "check_indices"]
+
+Indices = NDArray[np.int64]
+
+
+def check_indices(name: str, indices: ArrayLike, size: int) -> Indices:
+    """Return `indices` as an ascending int64 array, or raise an error that names the fault.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls this argument; error messages start with it.
+    indices : array_like of int, shape (k,), or of bool, shape (size,)
+        Ascending, unique, in ``[0, size)``, at least one. A boolean mask is turned into the
+        positions where it is true.
+    size : int
+        Number of units on the axis.
+
+    Returns
+    -------
+    ndarray of int64, shape (k,)
+
+    Raises
+    ------
+    TypeError
+        If the elements are neither integers nor booleans.
+    ValueError
+        If `indices` is not one-dimensional, is empty, is a mask of the wrong length, or holds an
+        index that is negative, too large, repeated or out of order.
+
+    Examples
+    --------
+    >>> check_indices("rows", [0, 2, 5], 6)
+    array([0, 2, 5])
+    >>> check_indices("rows", [0, 2, 2], 6)
+    Traceback (most recent call last):
+        ...
+    ValueError: rows must be ascending and unique, got 2 at position 1 followed by 2
+    """
+    array = np.asarray(indices)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, got an array of shape {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name} is empty, at least one of {size} units must be kept")
+    if array.dtype == np.bool_:
+        if array.size != size:
+            raise ValueError(
+                f"{name} is a boolean mask of length {array.size}, the axis has {size} units"
+            )
+        array = np.flatnonzero(array)
+        if array.size == 0:
+            raise ValueError(f"{name} is empty, at least one of {size} units must be kept")
+        return array.astype(np.int64, copy=False)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers or booleans, got dtype {array.dtype}")
+    # The range is checked before the cast, which would wrap a huge unsigned index.
+    if array.min() < 0 or array.max() >= size:
+        at = int(np.flatnonzero((array < 0) | (array >= size))[0])
+        raise ValueError(f"{name} must be in [0, {size}), got {array[at]} at position {at}")
+    array = np.ascontiguousarray(array, dtype=np.int64)
+    falls = array[1:] <= array[:-1]
+    if falls.any():
+        at = int(np.argmax(falls))
+        raise ValueError(
+            f"{name} must be ascending and unique, got {array[at]} at position {at} "
+            f"followed by {array[at + 1]}"
+        )
+    return array
+
+
+class IndexSet:
+    """A non-empty set of units on an axis of known size.
+
+    Parameters
+    ----------
+    indices : array_like of int, shape (k,), or of bool, shape (size,)
+        The units in the set: ascending, unique, in ``[0, size)``. Copied.
+    size : int
+        Number of units on the axis.
+
+    Attributes
+    ----------
+    indices : ndarray of int64, shape (k,)
+        Read-only.
+    size : int
+    is_all : bool
+        Whether every unit is in the set.
+    address : int
+        What kernels read the set by: the address of `indices`, or 0 where `is_all`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_indices`.
+
+    Examples
+    --------
+    >>> kept = IndexSet([1, 3, 4], size=6)
+    >>> len(kept), kept.size, kept.is_all
+    (3, 6, False)
+    >>> kept.mask()
+    array([False,  True, False,  True,  True, False])
+    >>> IndexSet.all(3)
+    IndexSet.all(3)
+    """
+
+    __slots__ = ("_hash", "address", "indices", "is_all", "size")
+
+    indices: Indices
+    size: int
+    is_all: bool
+    address: int
+
+    def __init__(self, indices: ArrayLike, size: int) -> None:
+        self._freeze(check_indices("indices", indices, size).copy(), size)
+
+    def _freeze(self, indices: Indices, size: int) -> None:
+        indices.flags.writeable = False
+        object.__setattr__(self, "indices", indices)
+        object.__setattr__(self, "size", int(size))
+        object.__setattr__(self, "is_all", len(indices) == size)
+        address = 0 if self.is_all else indices.__array_interface__["data"][0]
+        object.__setattr__(self, "address", address)
+        object.__setattr__(self, "_hash", None)
+
+    @classmethod
+    def _trusted(cls, indices: Indices, size: int) -> IndexSet:
+        """Make a set of indices that this module has just computed and that nobody else holds."""
+        made = cls.__new__(cls)
+        made._freeze(indices, size)
+        return made
+
+    @classmethod
+    def all(cls, size: int) -> IndexSet:
+        """Return the set of every unit of an axis with `size` units."""
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        return cls._trusted(np.arange(size, dtype=np.int64), size)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"an IndexSet is frozen, cannot set {name!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return IndexSet, (self.indices, self.size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, IndexSet):
+            return NotImplemented
+        return (
+            self.size == other.size
+            and len(self) == len(other)
+            and (self.is_all or bool((self.indices == other.indices).all()))
+        )
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            object.__setattr__(self, "_hash", hash((self.size, self.indices.tobytes())))
+        return self._hash
+
+    def __repr__(self) -> str:
+        if self.is_all:
+            return f"IndexSet.all({self.size})"
+        return f"IndexSet({np.array2string(self.indices, threshold=8)}, size={self.size})"
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Return a boolean array of shape (size,), true for the units in the set."""
+        mask = np.zeros(self.size, dtype=np.bool_)
+        mask[self.indices] = True
+        return mask
+
+    def sample(self, rng: np.random.Generator, keep: int) -> IndexSet:
+        """Draw `keep` units of this set without replacement.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        keep : int
+            How many units to draw, in ``[1, len(self)]``.
+
+        Returns
+        -------
+        IndexSet
+            A subset, ascending, on the same axis.
+        """
+        if not 1 <= keep <= len(self):
+            raise ValueError(f"keep must be in [1, {len(self)}], got {keep}")
+        if keep == len(self):
+            return self
+        chosen = rng.permutation(len(self))[:keep]
+        chosen.sort()
+        return self._trusted(self.indices[chosen], self.size)
+
+    def positions_of(self, other: IndexSet) -> Indices:
+        """Return where the units of `other`, a subset, stand among the units of this set.
+
+        Raises
+        ------
+        ValueError
+            If the sets belong to axes of different sizes, or a unit of `other` is not in this set.
+
+        Examples
+        --------
+        >>> IndexSet([1, 3, 4], 6).positions_of(IndexSet([1, 4], 6))
+        array([0, 2])
+        """
+        self._check_same_axis(other)
+        if self.is_all:
+            return other.indices
+        positions = np.searchsorted(self.indices, other.indices)
+        missing = self.indices[np.minimum(positions, len(self) - 1)] != other.indices
+        if missing.any():
+            raise ValueError(f"unit {other.indices[missing][0]} of other is not in this set")
+        return positions
+
+    def union(self, other: IndexSet) -> IndexSet:
+        """Return the set of the units in either set.
+
+        Examples
+        --------
+        >>> IndexSet([0, 2], 4).union(IndexSet([2, 3], 4))
+        IndexSet([0 2 3], size=4)
+        """
+        self._check_same_axis(other)
+        if self.is_all or self == other:
+            return self
+        return self._trusted(np.flatnonzero(self.mask() | other.mask()), self.size)
+
+    def _check_same_axis(self, other: IndexSet) -> None:
+        if self.size != other.size:
+            raise ValueError(f"other is a set of {other.size} units, this axis has {self.size}")

@@ -1,0 +1,9 @@
+"""Gathered kernels: products with submatrices of the weights, and updates of sub-blocks.
+
+Each runs in three tiers: a door that checks everything and allocates, a partition over threads,
+and a serial kernel. `numbadrop.kernels.reference` defines them in plain NumPy.
+"""
+
+from numbadrop.kernels.matmul import gathered_matmul, gathered_matmul_t, matmul_at, scatter_matmul
+
+__all__ = ["gathered_matmul", "gathered_matmul_t", "matmul_at", "scatter_matmul"]

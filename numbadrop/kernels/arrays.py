@@ -1,0 +1,75 @@
+"""What the doors of all kernels check, before anything is computed or overwritten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numbadrop.index_set import IndexSet, check_indices
+
+__all__ = ["Units", "check_matrix", "check_out", "check_same_dtype", "check_units", "resolve"]
+
+Units = IndexSet | ArrayLike | None
+"""The kept units of an axis: a set, ascending unique integers, a boolean mask, or None for all."""
+
+Array = NDArray[Any]
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def check_matrix(name: str, array: ArrayLike) -> Array:
+    """Return a float32 or float64 matrix whose elements are aligned, whatever its strides."""
+    array = np.asarray(array)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must be two-dimensional, got shape {array.shape}")
+    if array.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
+    return array if array.flags.aligned else array.copy()
+
+
+def check_same_dtype(name: str, array: Array, other_name: str, other: Array) -> None:
+    """Refuse a mix of element types."""
+    if array.dtype != other.dtype:
+        raise TypeError(
+            f"{name} and {other_name} must have one dtype, got {array.dtype} and {other.dtype}"
+        )
+
+
+def resolve(name: str, units: Units, size: int) -> IndexSet | None:
+    """Return the set that `units` means on an axis of `size` units, None where it is all."""
+    if units is None:
+        return None
+    if not isinstance(units, IndexSet):
+        units = IndexSet(check_indices(name, units, size), size)
+    elif units.size != size:
+        raise ValueError(f"{name} is a set of {units.size} units, the axis has {size}")
+    return None if units.is_all else units
+
+
+def check_units(name: str, axis: int, length: int, units_name: str, units: IndexSet | None,
+                size: int) -> None:
+    """Refuse an operand whose compact axis does not have one column for each kept unit."""
+    kept = size if units is None else len(units)
+    if length != kept:
+        raise ValueError(
+            f"{name} must have {kept} entries on axis {axis}, one for each unit of {units_name}, "
+            f"got {length}"
+        )
+
+
+def check_out(out: Array, shape: tuple[int, int], dtype: np.dtype[Any], **inputs: Array) -> None:
+    """Refuse an `out` that cannot be written, has another shape or dtype, or overlaps an input."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    if not out.flags.aligned:
+        raise ValueError("out is not aligned to its element size")
+    for name, array in inputs.items():
+        if np.shares_memory(out, array):
+            raise ValueError(f"out overlaps {name}")

@@ -1,0 +1,93 @@
+"""What the compiler's target offers: vector width, register tile, and the permute instruction.
+
+The compiler is asked, not the CPU: a probe is compiled for the very target that Numba compiles
+for, so that `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` are obeyed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+__all__ = ["MACHINE", "Machine", "bytes_of", "itemsize", "lanes", "vector_type"]
+
+
+class Machine(NamedTuple):
+    """A register file and the tile of C that fits in it.
+
+    The tile of `tile_rows` x `tile_vectors` accumulators, one row of B and one broadcast element
+    of A must fit the registers together: 8 x 3 + 3 + 1 = 28 of 32, 6 x 2 + 2 + 1 = 15 of 16.
+    """
+
+    name: str
+    vector_bytes: int
+    tile_rows: int
+    tile_vectors: int
+    permute: str | None
+    """LLVM intrinsic that permutes the 32-bit words of a vector by a vector of positions."""
+
+
+_AVX512 = Machine("AVX-512", 64, 8, 3, "llvm.x86.avx512.permvar.sf.512")
+_AVX2 = Machine("AVX2", 32, 6, 2, "llvm.x86.avx2.permps")
+_NEON = Machine("NEON", 16, 8, 3, None)
+_PLAIN = Machine("plain", 16, 6, 2, None)
+
+_PROBE = """
+target triple = "{triple}"
+define <16 x float> @probe(<16 x float> %a, <16 x float> %b, <16 x float> %c) {{
+  %r = call <16 x float> @llvm.fmuladd.v16f32(<16 x float> %a, <16 x float> %b, <16 x float> %c)
+  ret <16 x float> %r
+}}
+declare <16 x float> @llvm.fmuladd.v16f32(<16 x float>, <16 x float>, <16 x float>)
+"""
+
+
+def _probe() -> Machine:
+    codegen = cpu_target.target_context.codegen()
+    triple = llvm.get_process_triple()
+    machine = llvm.Target.from_triple(triple).create_target_machine(
+        cpu=codegen._get_host_cpu_name(), features=codegen._get_host_cpu_features(), opt=2
+    )
+    assembly = machine.emit_assembly(llvm.parse_assembly(_PROBE.format(triple=triple)))
+    if "vfmadd" in assembly:
+        return _AVX512 if "zmm" in assembly else _AVX2
+    return _NEON if "fmla" in assembly else _PLAIN
+
+
+MACHINE = _probe()
+
+
+def itemsize(element: types.Float) -> int:
+    """Return the bytes of an element of this Numba type."""
+    return int(element.bitwidth) // 8
+
+
+def vector_type(element: types.Float) -> ir.VectorType:
+    """Return the LLVM type of a full register of elements of this Numba type."""
+    scalar = ir.FloatType() if element == types.float32 else ir.DoubleType()
+    return ir.VectorType(scalar, MACHINE.vector_bytes // itemsize(element))
+
+
+@intrinsic
+def bytes_of(typingctx: Any, alpha: Any) -> Any:
+    """Return the size of an element of the type of `alpha`, as a constant."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(ir.IntType(64), itemsize(alpha))
+
+    return types.int64(alpha), codegen
+
+
+@intrinsic
+def lanes(typingctx: Any, alpha: Any) -> Any:
+    """Return how many elements of the type of `alpha` fill a register, as a constant."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(ir.IntType(64), vector_type(alpha).count)
+
+    return types.int64(alpha), codegen

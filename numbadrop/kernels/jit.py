@@ -1,0 +1,85 @@
+"""How every kernel is compiled: cached on disk, and never served stale.
+
+Numba keys a cached function by its own file only, so that after an edit of a *callee* in another
+file, or an upgrade, the caller's old machine code would be served as a hit. Kernels call each
+other across files; therefore the stamp of each cache entry is a hash of all the sources that can
+reach a kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numba
+from numba.core.ccallback import CFunc
+
+__all__ = ["Kernel", "entry", "inner", "native_kernel"]
+
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
+"""Without the interpreter lock; division without a zero check, which would branch in every loop."""
+
+_COMPILED: list[CFunc] = []
+"""Owns the machine code whose addresses are handed out."""
+
+inner = numba.njit(**_OPTIONS)
+"""Compile a function that only other kernels call: it is emitted, and cached, with its callers."""
+
+
+@cache
+def _sources_stamp() -> str:
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for folder in ("kernels", "optim"):
+        for source in sorted((package / folder).rglob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile a parallel function that Python calls."""
+    dispatcher = numba.njit(cache=True, parallel=True, **_OPTIONS)(function)
+    dispatcher._cache._cache_file._source_stamp = _sources_stamp()
+    return dispatcher
+
+
+class Kernel(NamedTuple):
+    """A native function ``kernel(task, part, parts)``."""
+
+    address: int
+    call: Callable[[int, int, int], None]
+    """The same for Python; releases the interpreter lock."""
+
+
+_PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+def native_kernel(function: Callable[..., Any], first: Any) -> Kernel:
+    """Compile ``function(task, part, parts)`` to a C function, now.
+
+    Parameters
+    ----------
+    function : callable
+        A module's own Python function, not a closure, which the cache could not tell apart.
+    first : numba type
+        The type of what a task begins with; it selects the specialisation.
+
+    Returns
+    -------
+    Kernel
+        For `threads.run`. The machine code lives as long as the process.
+    """
+    i64 = numba.types.int64
+    signature = numba.types.void(numba.types.CPointer(first), i64, i64)
+    native = CFunc(
+        function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}
+    )
+    native.enable_caching()
+    native._cache._cache_file._source_stamp = _sources_stamp()
+    native.compile()
+    _COMPILED.append(native)
+    return Kernel(native.address, _PROTOTYPE(native.address))

@@ -1,0 +1,277 @@
+"""Gathered matrix products: forward, input gradient, weight gradient.
+
+All four functions are one product, `product.multiply`, with other operands. Called from NumPy
+code they use Numba's threads; called from a jitted function, under the same names, they run on the
+calling thread, so that the caller's own `prange` decides what is parallel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike
+
+from numbadrop.index_set import IndexSet
+from numbadrop.kernels import threads
+from numbadrop.kernels.arrays import (
+    Array,
+    Units,
+    check_matrix,
+    check_out,
+    check_same_dtype,
+    check_units,
+    resolve,
+)
+from numbadrop.kernels.product import native_multiply
+
+__all__ = ["gathered_matmul", "gathered_matmul_t", "matmul_at", "scatter_matmul"]
+
+_TASK = {
+    np.dtype(np.float32): (struct.Struct("@f21q"), numba.float32),
+    np.dtype(np.float64): (struct.Struct("@d21q"), numba.float64),
+}
+_SERIAL_BELOW = 200_000
+"""Multiplications that one thread finishes about as fast as a region of several starts."""
+
+
+def _multiply(
+    a: Array,
+    b: Array,
+    c: Array,
+    *,
+    b_rows: IndexSet | None = None,
+    b_cols: IndexSet | None = None,
+    c_rows: IndexSet | None = None,
+    c_cols: IndexSet | None = None,
+    alpha: float = 1.0,
+    scatter: bool = False,
+) -> None:
+    """``C = A B[b_rows, b_cols]``, or with `scatter` ``C[c_rows, c_cols] += alpha A B``.
+
+    Operands are checked. Transposition is a view's swapped strides.
+    """
+    rows, depth = a.shape
+    cols = b.shape[1] if b_cols is None else len(b_cols)
+    if rows == 0 or cols == 0:
+        return
+    if depth == 0:
+        if not scatter:
+            c[...] = 0
+        return
+    layout, element = _TASK[c.dtype]
+    task = (ctypes.c_char * layout.size)()
+    layout.pack_into(
+        task, 0,
+        alpha, rows, cols, depth, scatter,
+        a.ctypes.data, *a.strides,
+        b.ctypes.data,
+        b.strides[0], b.shape[0], 0 if b_rows is None else b_rows.address,
+        b.strides[1], b.shape[1], 0 if b_cols is None else b_cols.address,
+        c.ctypes.data,
+        c.strides[0], c.shape[0], 0 if c_rows is None else c_rows.address,
+        c.strides[1], c.shape[1], 0 if c_cols is None else c_cols.address,
+    )  # fmt: skip
+    threads.run(native_multiply(element), task, rows * cols * depth >= _SERIAL_BELOW)
+
+
+def gathered_matmul(
+    x: ArrayLike, w: ArrayLike, rows: Units = None, cols: Units = None, *, out: Array | None = None
+) -> Array:
+    """Multiply by a submatrix of the weights that is never extracted.
+
+    ``y[b, j] = sum_i x[b, i] w[rows[i], cols[j]]``, the forward pass of a layer with dropped inputs
+    and outputs (Graham et al. 2015, arXiv:1502.02478, section 3). Other weights are not used.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, shape (batch, len(rows))
+        Any strides.
+    w : array_like of the same dtype, shape (n_in, n_out)
+        Any strides; fastest where one of them is one element.
+    rows, cols : IndexSet, array_like of int or bool, or None
+        The kept inputs and outputs: ascending and unique, or a boolean mask; None means all.
+    out : ndarray of the same dtype, shape (batch, len(cols)), optional
+        Written to, and returned. It must not overlap `x` or `w`.
+
+    Returns
+    -------
+    ndarray, shape (batch, len(cols))
+        The same numbers whatever the number of threads.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is not float32 or float64, or dtypes differ, or indices are not integers.
+    ValueError
+        If a shape does not fit, an index set is empty, unsorted, repeated or out of range, or
+        `out` is read-only or overlaps an input. Nothing has been written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import gathered_matmul
+    >>> w = np.arange(12.0).reshape(3, 4)
+    >>> gathered_matmul(np.ones((1, 2)), w, rows=[0, 2], cols=[1, 3])
+    array([[10., 14.]])
+    """
+    x, w = check_matrix("x", x), check_matrix("w", w)
+    check_same_dtype("x", x, "w", w)
+    row_set, col_set = resolve("rows", rows, w.shape[0]), resolve("cols", cols, w.shape[1])
+    check_units("x", 1, x.shape[1], "rows", row_set, w.shape[0])
+    shape = (x.shape[0], w.shape[1] if col_set is None else len(col_set))
+    if out is None:
+        out = np.empty(shape, w.dtype)
+    else:
+        check_out(out, shape, w.dtype, x=x, w=w)
+    _multiply(x, w, out, b_rows=row_set, b_cols=col_set)
+    return out
+
+
+def gathered_matmul_t(
+    g: ArrayLike, w: ArrayLike, rows: Units = None, cols: Units = None, *, out: Array | None = None
+) -> Array:
+    """Multiply by the transpose of a submatrix of the weights: the gradient of the layer's input.
+
+    ``dx[b, i] = sum_j g[b, j] w[rows[i], cols[j]]``.
+
+    Parameters
+    ----------
+    g : array_like of float32 or float64, shape (batch, len(cols))
+    w, rows, cols
+        As for `gathered_matmul`.
+    out : ndarray of the same dtype, shape (batch, len(rows)), optional
+
+    Returns
+    -------
+    ndarray, shape (batch, len(rows))
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `gathered_matmul`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import gathered_matmul_t
+    >>> w = np.arange(12.0).reshape(3, 4)
+    >>> gathered_matmul_t(np.ones((1, 2)), w, rows=[0, 2], cols=[1, 3])
+    array([[ 4., 20.]])
+    """
+    g, w = check_matrix("g", g), check_matrix("w", w)
+    check_same_dtype("g", g, "w", w)
+    row_set, col_set = resolve("rows", rows, w.shape[0]), resolve("cols", cols, w.shape[1])
+    check_units("g", 1, g.shape[1], "cols", col_set, w.shape[1])
+    shape = (g.shape[0], w.shape[0] if row_set is None else len(row_set))
+    if out is None:
+        out = np.empty(shape, w.dtype)
+    else:
+        check_out(out, shape, w.dtype, g=g, w=w)
+    _multiply(g, w.T, out, b_rows=col_set, b_cols=row_set)
+    return out
+
+
+def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
+    """Multiply by the transpose from the left: the compact gradient of a gathered weight.
+
+    ``dw[i, j] = sum_b x[b, i] g[b, j]``.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, shape (batch, n_in)
+    g : array_like of the same dtype, shape (batch, n_out)
+    out : ndarray of the same dtype, shape (n_in, n_out), optional
+
+    Returns
+    -------
+    ndarray, shape (n_in, n_out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `gathered_matmul`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import matmul_at
+    >>> matmul_at(np.array([[1.0, 2.0]]), np.array([[3.0, 5.0]]))
+    array([[ 3.,  5.],
+           [ 6., 10.]])
+    """
+    x, g = check_matrix("x", x), check_matrix("g", g)
+    check_same_dtype("x", x, "g", g)
+    _check_batch(x, g)
+    shape = (x.shape[1], g.shape[1])
+    if out is None:
+        out = np.empty(shape, x.dtype)
+    else:
+        check_out(out, shape, x.dtype, x=x, g=g)
+    _multiply(x.T, g, out)
+    return out
+
+
+def scatter_matmul(
+    x: ArrayLike,
+    g: ArrayLike,
+    rows: Units = None,
+    cols: Units = None,
+    *,
+    out: Array,
+    alpha: float = 1.0,
+) -> Array:
+    """Add the gradient of a gathered weight to a block of an array, in place.
+
+    ``out[rows[i], cols[j]] += alpha sum_b x[b, i] g[b, j]``. With ``alpha = -lr`` and the weights
+    as `out` this is a step of plain gradient descent. The rest of `out` is not touched.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, shape (batch, len(rows))
+    g : array_like of the same dtype, shape (batch, len(cols))
+    rows, cols
+        As for `gathered_matmul`.
+    out : ndarray of the same dtype, shape (n_in, n_out)
+        It must not overlap `x` or `g`.
+    alpha : float, default 1.0
+
+    Returns
+    -------
+    ndarray
+        `out`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `gathered_matmul`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import scatter_matmul
+    >>> scatter_matmul(np.ones((2, 1)), np.ones((2, 1)), [1], [0], out=np.zeros((2, 2)))
+    array([[0., 0.],
+           [2., 0.]])
+    """
+    x, g = check_matrix("x", x), check_matrix("g", g)
+    check_same_dtype("x", x, "g", g)
+    _check_batch(x, g)
+    if not isinstance(out, np.ndarray) or out.ndim != 2:
+        raise ValueError(f"out must be a two-dimensional NumPy array, got {np.shape(out)}")
+    check_out(out, out.shape, x.dtype, x=x, g=g)
+    row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
+    check_units("x", 1, x.shape[1], "rows", row_set, out.shape[0])
+    check_units("g", 1, g.shape[1], "cols", col_set, out.shape[1])
+    _multiply(x.T, g, out, c_rows=row_set, c_cols=col_set, alpha=alpha, scatter=True)
+    return out
+
+
+def _check_batch(x: Array, g: Array) -> None:
+    if x.shape[0] != g.shape[0]:
+        raise ValueError(
+            f"x and g must have the same number of rows, got {x.shape[0]} and {g.shape[0]}"
+        )

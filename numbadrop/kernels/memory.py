@@ -1,0 +1,92 @@
+"""Scalar loads and stores at an address, for kernels that see arrays as addresses and strides.
+
+Arrays enter a kernel as integers, so that one compiled kernel serves every memory layout,
+read-only or not: Numba would compile another for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from numbadrop.kernels.jit import inner
+
+__all__ = ["as_address", "as_pointer", "first_of", "keep_alive", "load", "load_index", "pointer", "store"]
+
+
+def pointer(builder: Any, address: Any) -> Any:
+    """Return the LLVM pointer for an integer address."""
+    return builder.inttoptr(address, ir.PointerType())
+
+
+@intrinsic
+def load(typingctx: Any, alpha: Any, address: Any) -> Any:
+    """Return the element at `address`, of the type of `alpha`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scalar = context.get_value_type(alpha)
+        return builder.load(pointer(builder, args[1]), typ=scalar, align=alpha.bitwidth // 8)
+
+    return alpha(alpha, types.int64), codegen
+
+
+@intrinsic
+def store(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write `value` to `address`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], pointer(builder, args[0]), align=value.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
+@intrinsic
+def load_index(typingctx: Any, address: Any, position: Any) -> Any:
+    """Return the int64 number `position` of the array of indices at `address`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        at = builder.gep(pointer(builder, args[0]), [args[1]], source_etype=word)
+        return builder.load(at, typ=word, align=8)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def as_pointer(typingctx: Any, alpha: Any, address: Any) -> Any:
+    """Return `address` as a pointer to the type of `alpha`, for `numba.carray`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[1], context.get_value_type(signature.return_type))
+
+    return types.CPointer(alpha)(alpha, types.int64), codegen
+
+
+@intrinsic
+def as_address(typingctx: Any, task: Any) -> Any:
+    """Return a pointer as the number it is."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(task), codegen
+
+
+@intrinsic
+def first_of(typingctx: Any, task: Any) -> Any:
+    """Return what a task begins with: a value, or a tuple laid out as a C struct."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.data_model_manager[task.dtype].load_from_data_pointer(builder, args[0])
+
+    return task.dtype(task), codegen
+
+
+@inner
+def keep_alive(array):
+    """Mark the last use of an array whose address is in use: Numba frees it after its last use."""
+    return array.size

@@ -1,0 +1,202 @@
+"""The product C = A B or C += alpha A B as loops around packing and the register tile.
+
+A is read where it lies, by address and two strides. B is gathered while it is packed. C is a
+block of rows and columns of an array. Forward pass, input gradient and weight gradient, dense or
+gathered, differ in their operands alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.jit import inner, native_kernel
+from numbadrop.kernels.memory import as_address, first_of, keep_alive, load, load_index, store
+from numbadrop.kernels.packing import Axis, Matrix, offset, pack, workspace
+from numbadrop.kernels.tile import register_tile
+
+__all__ = ["Product", "Strided", "multiply", "native_multiply"]
+
+_CACHE_LINE = 64
+_DEPTH_BLOCK = 512
+"""A panel of this depth and the rows of A that meet it share the L2 cache."""
+
+
+class Strided(NamedTuple):
+    """An operand that is read where it lies."""
+
+    address: int
+    row: int
+    """Bytes from one row to the next."""
+    depth: int
+    """Bytes from one element of the depth to the next."""
+
+
+class Product(NamedTuple):
+    """A product to compute: ``C = A B`` or, with `scatter`, ``C += alpha A B``."""
+
+    alpha: float
+    """Its type is the element type of the operands."""
+    rows: int
+    cols: int
+    depth: int
+    scatter: bool
+    a: Strided
+    b: Matrix
+    c: Matrix
+
+
+@inner
+def _align(address):
+    return (address + _CACHE_LINE - 1) // _CACHE_LINE * _CACHE_LINE
+
+
+@inner
+def _share(total, parts, number):
+    """Return where part `number` of `total` things begins, when the parts are as equal as can be."""
+    return total * number // parts
+
+
+@inner
+def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
+    """Bring a finished tile to its place in C: ``C = tile`` or ``C += alpha tile``."""
+    size = bytes_of(alpha)
+    for i in range(rows):
+        row = c.address + offset(c.rows, i0 + i)
+        for j in range(columns):
+            value = load(alpha, tile + i * pitch + j * size)
+            target = row + offset(c.cols, j0 + j)
+            if scatter:
+                value = load(alpha, target) + alpha * value
+            store(target, value)
+
+
+@inner
+def multiply(product, i_first, i_last, j_first, j_last):
+    """Compute rows [i_first, i_last) and columns [j_first, j_last) of C on the calling thread.
+
+    `j_first` is a multiple of the lanes.
+    """
+    alpha, depth, scatter, a, b, c = (
+        product.alpha, product.depth, product.scatter, product.a, product.b, product.c
+    )  # fmt: skip
+    size = bytes_of(alpha)
+    wide = lanes(alpha)
+    columns = j_last - j_first
+    rows = i_last - i_first
+    if columns <= 0 or rows <= 0:
+        return
+    block = min(depth, _DEPTH_BLOCK)
+    width = MACHINE.tile_vectors * wide
+    work = workspace(alpha, width)
+    # Rows of a panel begin on cache lines; packing may write one register and `wide` rows more.
+    panel_memory = np.empty(((block + wide) * width + wide) * size + _CACHE_LINE, np.uint8)
+    panel = _align(panel_memory.ctypes.data)
+    # The sums of a depth that is cut in blocks meet in C itself, so only whole registers of a C
+    # that is overwritten and dense can take them; all other tiles pass through `edge`.
+    direct = not scatter and c.cols.stride == size and c.cols.indices == 0 and c.rows.indices == 0
+    edge_row = width * size
+    edge_rows = MACHINE.tile_rows if depth == block else rows
+    edge_memory = np.empty(edge_rows * edge_row + _CACHE_LINE, np.uint8)
+    edge = _align(edge_memory.ctypes.data)
+
+    vectors = (columns + wide - 1) // wide
+    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+
+    # Loop 1: columns of B and C, a panel at a time.
+    for p in range(panels):
+        v0 = _share(vectors, panels, p)
+        thick = _share(vectors, panels, p + 1) - v0
+        panel_row = thick * wide * size
+        j0 = j_first + v0 * wide
+        filled = min(thick * wide, j_last - j0)
+        in_place = direct and filled == thick * wide
+        # Loop 2: depth of A and B, a block at a time.
+        for k0 in range(0, depth, block):
+            deep = min(block, depth - k0)
+            last = k0 + deep == depth
+            pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
+            # Loop 3: rows of A and C, a register tile at a time.
+            for t in range(tiles):
+                r0 = _share(rows, tiles, t)
+                high = _share(rows, tiles, t + 1) - r0
+                i0 = i_first + r0
+                if in_place:
+                    target = c.address + i0 * c.rows.stride + j0 * size
+                    target_row = c.rows.stride
+                else:
+                    target = edge if depth == block else edge + r0 * edge_row
+                    target_row = edge_row
+                register_tile(
+                    alpha, high, thick, deep,
+                    a.address + i0 * a.row + k0 * a.depth, a.row, a.depth,
+                    panel, target, target_row, k0 > 0,
+                )  # fmt: skip
+                if last and not in_place:
+                    _write_tile(alpha, target, target_row, high, filled, c, i0, j0, scatter)
+    keep_alive(panel_memory)
+    keep_alive(edge_memory)
+
+
+@inner
+def _grid(threads, rows, columns, wide):
+    """Split `threads` into (across rows, across columns) so that the busiest part is smallest.
+
+    Columns are cut first, since every part of the rows packs B again.
+    """
+    best_rows = 1
+    best = np.inf
+    for across_rows in range(1, threads + 1):
+        if threads % across_rows == 0:
+            across_columns = threads // across_rows
+            part = -(-columns // (across_columns * wide)) * (-(-rows // across_rows) + 16)
+            if part < best:
+                best = part
+                best_rows = across_rows
+    return best_rows
+
+
+@inner
+def _read_axis(words, at):
+    return Axis(load_index(words, at), load_index(words, at + 1), load_index(words, at + 2))
+
+
+@inner
+def _read_matrix(words, at):
+    return Matrix(load_index(words, at), _read_axis(words, at + 1), _read_axis(words, at + 4))
+
+
+def _multiply_part(task, part, parts):
+    alpha = first_of(task)
+    words = as_address(task)
+    rows = load_index(words, 1)
+    cols = load_index(words, 2)
+    product = Product(
+        alpha, rows, cols, load_index(words, 3), load_index(words, 4) != 0,
+        Strided(load_index(words, 5), load_index(words, 6), load_index(words, 7)),
+        _read_matrix(words, 8),
+        _read_matrix(words, 15),
+    )  # fmt: skip
+    wide = lanes(alpha)
+    vectors = (cols + wide - 1) // wide
+    across_rows = _grid(parts, rows, cols, wide)
+    across_cols = parts // across_rows
+    row = part // across_cols
+    col = part % across_cols
+    multiply(
+        product,
+        _share(rows, across_rows, row),
+        _share(rows, across_rows, row + 1),
+        _share(vectors, across_cols, col) * wide,
+        min(_share(vectors, across_cols, col + 1) * wide, cols),
+    )
+
+
+@cache
+def native_multiply(element: Any) -> Any:
+    """Return the native kernel for one element type; a task is the words of a `Product`."""
+    return native_kernel(_multiply_part, element)

@@ -1,0 +1,184 @@
+"""The register tile: the innermost product, generated as LLVM IR.
+
+``c[r, :] = (c[r, :] if accumulate else 0) + sum_k a[r, k] b[k, :]`` for a few rows r and a few
+whole vectors of columns, with every partial sum in a register for the whole depth. A is read
+where it lies, one broadcast load for each element; B is a packed panel; C is written once.
+
+Every height from 1 to `MACHINE.tile_rows` and every width from 1 to `MACHINE.tile_vectors` is a
+function of its own, so that no product is ever computed for rows that are not there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from numbadrop.kernels.elements import MACHINE, itemsize, vector_type
+from numbadrop.kernels.memory import pointer
+
+__all__ = ["register_tile"]
+
+_I64 = ir.IntType(64)
+_POINTER = ir.PointerType()
+_UNROLL = 4
+
+
+def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: int) -> ir.Function:
+    """Define, once in a module, the tile of `rows` x `vectors`."""
+    name = f"numbadrop_tile_{element}_{rows}x{vectors}"
+    if name in module.globals:
+        return module.globals[name]
+    signature = ir.FunctionType(
+        ir.VoidType(), [_I64, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, ir.IntType(1)]
+    )
+    function = ir.Function(module, signature, name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    depth, a, a_row, a_depth, b, c, c_row, accumulate = function.args
+
+    size = itemsize(element)
+    vector = vector_type(element)
+    byte = ir.IntType(8)
+    fma = module.declare_intrinsic(
+        f"llvm.fmuladd.v{vector.count}f{element.bitwidth}",
+        (),
+        ir.FunctionType(vector, [vector, vector, vector]),
+    )
+    zero = ir.Constant(vector, None)
+    zero_index = ir.Constant(_I64, 0)
+    lanes_of_zero = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+
+    entry = ir.IRBuilder(function.append_basic_block("entry"))
+    resume = ir.IRBuilder(function.append_basic_block("accumulate"))
+    head = ir.IRBuilder(function.append_basic_block("head"))
+    body = ir.IRBuilder(function.append_basic_block("body"))
+    tail_head = ir.IRBuilder(function.append_basic_block("tail_head"))
+    tail = ir.IRBuilder(function.append_basic_block("tail"))
+    leave = ir.IRBuilder(function.append_basic_block("leave"))
+
+    def at(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
+        if isinstance(offset, int):
+            offset = ir.Constant(_I64, offset)
+        return builder.gep(base, [offset], source_etype=byte)
+
+    a_rows = [at(entry, a, entry.mul(a_row, ir.Constant(_I64, r))) for r in range(rows)]
+    c_rows = [at(entry, c, entry.mul(c_row, ir.Constant(_I64, r))) for r in range(rows)]
+    tiles = [(r, v) for r in range(rows) for v in range(vectors)]
+    c_at = {(r, v): at(entry, c_rows[r], v * MACHINE.vector_bytes) for r, v in tiles}
+    whole = entry.sub(depth, entry.urem(depth, ir.Constant(_I64, _UNROLL)))
+    entry.cbranch(accumulate, resume.block, head.block)
+
+    previous = {t: resume.load(c_at[t], typ=vector, align=size) for t in tiles}
+    resume.branch(head.block)
+
+    def carried(builder: ir.IRBuilder, kind: Any, *incoming: Any) -> Any:
+        phi = builder.phi(kind)
+        for value, block in incoming:
+            phi.add_incoming(value, block)
+        return phi
+
+    def step(builder: ir.IRBuilder, sums: Any, a_offset: Any, b_at: Any, times: int) -> Any:
+        """Emit `times` rank-one updates; return the new sums and positions."""
+        for _ in range(times):
+            row = [
+                builder.load(at(builder, b_at, v * MACHINE.vector_bytes), typ=vector, align=size)
+                for v in range(vectors)
+            ]
+            for r in range(rows):
+                scalar = builder.load(
+                    at(builder, a_rows[r], a_offset), typ=vector.element, align=size
+                )
+                single = builder.insert_element(
+                    ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+                )
+                spread = builder.shuffle_vector(single, single, lanes_of_zero)
+                for v in range(vectors):
+                    sums[r, v] = builder.call(fma, [spread, row[v], sums[r, v]])
+            a_offset = builder.add(a_offset, a_depth)
+            b_at = at(builder, b_at, vectors * MACHINE.vector_bytes)
+        return sums, a_offset, b_at
+
+    def loop(
+        head: ir.IRBuilder, body: ir.IRBuilder, after: ir.Block, limit: Any, times: int, start: Any
+    ) -> Any:
+        """Run `step` until the depth done reaches `limit`; `start`: (block, state) incoming."""
+        done = carried(head, _I64, *[(state[0], block) for block, state in start])
+        a_offset = carried(head, _I64, *[(state[1], block) for block, state in start])
+        b_at = carried(head, _POINTER, *[(state[2], block) for block, state in start])
+        sums = {
+            t: carried(head, vector, *[(state[3][t], block) for block, state in start])
+            for t in tiles
+        }
+        head.cbranch(head.icmp_unsigned("<", done, limit), body.block, after)
+        new_sums, new_a, new_b = step(body, dict(sums), a_offset, b_at, times)
+        done.add_incoming(body.add(done, ir.Constant(_I64, times)), body.block)
+        a_offset.add_incoming(new_a, body.block)
+        b_at.add_incoming(new_b, body.block)
+        for t in tiles:
+            sums[t].add_incoming(new_sums[t], body.block)
+        body.branch(head.block)
+        return done, a_offset, b_at, sums
+
+    state = loop(
+        head, body, tail_head.block, whole, _UNROLL,
+        [
+            (entry.block, (zero_index, zero_index, b, dict.fromkeys(tiles, zero))),
+            (resume.block, (zero_index, zero_index, b, previous)),
+        ],
+    )  # fmt: skip
+    *_, sums = loop(tail_head, tail, leave.block, depth, 1, [(head.block, state)])
+    for t in tiles:
+        leave.store(sums[t], c_at[t], align=size)
+    leave.ret_void()
+    return function
+
+
+@intrinsic
+def register_tile(
+    typingctx: Any, alpha: Any, rows: Any, vectors: Any, depth: Any, a: Any, a_row: Any,
+    a_depth: Any, b: Any, c: Any, c_row: Any, accumulate: Any,
+) -> Any:  # fmt: skip
+    """Multiply `rows` rows of A by a packed panel of `vectors` vectors, into C.
+
+    `alpha` gives the element type alone. Addresses and strides are in bytes. A height or width
+    that was not generated ends the process at once: it must never be skipped in silence.
+    """
+    i64 = types.int64
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, rows, vectors, depth, a, a_row, a_depth, b, c, c_row, accumulate = args
+        arguments = [
+            depth, pointer(builder, a), a_row, a_depth, pointer(builder, b),
+            pointer(builder, c), c_row, accumulate,
+        ]  # fmt: skip
+        width = MACHINE.tile_vectors + 1
+        unknown = builder.append_basic_block("tile.unknown")
+        done = builder.append_basic_block("tile.done")
+        choice = builder.switch(
+            builder.add(builder.mul(rows, ir.Constant(_I64, width)), vectors), unknown
+        )
+        for r in range(1, MACHINE.tile_rows + 1):
+            for v in range(1, width):
+                block = builder.append_basic_block(f"tile.{r}x{v}")
+                choice.add_case(ir.Constant(_I64, r * width + v), block)
+                with builder.goto_block(block):
+                    builder.call(_tile_function(builder.module, alpha, r, v), arguments)
+                    builder.branch(done)
+        with builder.goto_block(unknown):
+            builder.call(
+                builder.module.declare_intrinsic(
+                    "llvm.trap", (), ir.FunctionType(ir.VoidType(), [])
+                ),
+                [],
+            )
+            builder.unreachable()
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return (
+        types.void(alpha, i64, i64, i64, i64, i64, i64, i64, i64, i64, types.boolean),
+        codegen,
+    )
