@@ -5,5 +5,13 @@ and a serial kernel. `numbadrop.kernels.reference` defines them in plain NumPy.
 """
 
 from numbadrop.kernels.matmul import gathered_matmul, gathered_matmul_t, matmul_at, scatter_matmul
+from numbadrop.kernels.update import element_rule, update_block
 
-__all__ = ["gathered_matmul", "gathered_matmul_t", "matmul_at", "scatter_matmul"]
+__all__ = [
+    "element_rule",
+    "gathered_matmul",
+    "gathered_matmul_t",
+    "matmul_at",
+    "scatter_matmul",
+    "update_block",
+]

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.index_set import IndexSet, check_indices
 
-__all__ = ["Units", "check_matrix", "check_out", "check_same_dtype", "check_units", "resolve"]
+__all__ = ["Units", "check_dtype", "check_matrix", "check_out", "check_same_dtype", "check_units", "resolve"]
 
 Units = IndexSet | ArrayLike | None
 """The kept units of an axis: a set, ascending unique integers, a boolean mask, or None for all."""
@@ -23,9 +23,14 @@ def check_matrix(name: str, array: ArrayLike) -> Array:
     array = np.asarray(array)
     if array.ndim != 2:
         raise ValueError(f"{name} must be two-dimensional, got shape {array.shape}")
+    check_dtype(name, array)
+    return array if array.flags.aligned else array.copy()
+
+
+def check_dtype(name: str, array: Array) -> None:
+    """Refuse elements that no kernel is made for."""
     if array.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
-    return array if array.flags.aligned else array.copy()
 
 
 def check_same_dtype(name: str, array: Array, other_name: str, other: Array) -> None:

@@ -26,7 +26,7 @@ from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vecto
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import load, load_index, pointer, store
 
-__all__ = ["Axis", "Matrix", "offset", "pack", "workspace"]
+__all__ = ["Axis", "Matrix", "offset", "pack", "unit", "workspace"]
 
 _WORDS = MACHINE.vector_bytes // 4
 """Registers are permuted by 32-bit words, so that float64 is a pair of words, not a second kernel."""

@@ -18,7 +18,7 @@ from numbadrop.kernels.memory import as_address, first_of, keep_alive, load, loa
 from numbadrop.kernels.packing import Axis, Matrix, offset, pack, workspace
 from numbadrop.kernels.tile import register_tile
 
-__all__ = ["Product", "Strided", "multiply", "native_multiply"]
+__all__ = ["Product", "Strided", "multiply", "native_multiply", "share"]
 
 _CACHE_LINE = 64
 _DEPTH_BLOCK = 512
@@ -55,7 +55,7 @@ def _align(address):
 
 
 @inner
-def _share(total, parts, number):
+def share(total, parts, number):
     """Return where part `number` of `total` things begins, when the parts are as equal as can be."""
     return total * number // parts
 
@@ -109,8 +109,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
 
     # Loop 1: columns of B and C, a panel at a time.
     for p in range(panels):
-        v0 = _share(vectors, panels, p)
-        thick = _share(vectors, panels, p + 1) - v0
+        v0 = share(vectors, panels, p)
+        thick = share(vectors, panels, p + 1) - v0
         panel_row = thick * wide * size
         j0 = j_first + v0 * wide
         filled = min(thick * wide, j_last - j0)
@@ -122,8 +122,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
             pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
             # Loop 3: rows of A and C, a register tile at a time.
             for t in range(tiles):
-                r0 = _share(rows, tiles, t)
-                high = _share(rows, tiles, t + 1) - r0
+                r0 = share(rows, tiles, t)
+                high = share(rows, tiles, t + 1) - r0
                 i0 = i_first + r0
                 if in_place:
                     target = c.address + i0 * c.rows.stride + j0 * size
@@ -189,10 +189,10 @@ def _multiply_part(task, part, parts):
     col = part % across_cols
     multiply(
         product,
-        _share(rows, across_rows, row),
-        _share(rows, across_rows, row + 1),
-        _share(vectors, across_cols, col) * wide,
-        min(_share(vectors, across_cols, col + 1) * wide, cols),
+        share(rows, across_rows, row),
+        share(rows, across_rows, row + 1),
+        share(vectors, across_cols, col) * wide,
+        min(share(vectors, across_cols, col + 1) * wide, cols),
     )
 
 

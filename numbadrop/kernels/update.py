@@ -1,0 +1,210 @@
+"""Optimizer rules on a block of the weights, in place.
+
+A step touches the rows and columns that were active and leaves every other weight and slot
+bit-identical. The gradient of a row is spread to full width beside a mask, and the rule runs down
+the whole row under that mask: such a loop the compiler turns into vector code, and at any keep
+probability in use nearly every cache line of an active row holds an active weight anyway.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+import numba
+import numpy as np
+from numba import carray
+from numba.extending import overload
+
+from numbadrop.kernels import threads
+from numbadrop.kernels.arrays import Array, Units, check_dtype, resolve
+from numbadrop.kernels.elements import bytes_of
+from numbadrop.kernels.jit import Kernel, inner, native_kernel
+from numbadrop.kernels.memory import as_address, as_pointer, first_of, load_index
+from numbadrop.kernels.packing import Axis, unit
+from numbadrop.kernels.product import share
+
+__all__ = ["element_rule", "update_block"]
+
+_SERIAL_BELOW = 20_000
+"""Weights that one thread updates about as fast as a region of several starts."""
+
+
+class _Registered(NamedTuple):
+    function: Callable[..., None]
+    slots: int
+
+
+_rules: dict[type, _Registered] = {}
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def element_rule(hyper: type, slots: int) -> Callable[[Function], Function]:
+    """Declare the decorated function as the rule that a class of hyper-parameters selects.
+
+    Parameters
+    ----------
+    hyper : type
+        A NamedTuple class whose fields are all floats.
+    slots : int
+        How many numbers the rule remembers for each weight: 0, 1 or 2.
+
+    Returns
+    -------
+    callable
+        A decorator for ``function(rule, w, slots, j, g)``, which changes the weight ``w[j]`` and its
+        slots ``slots[0][j]``, ... for the gradient `g`, in code that Numba compiles. `j` may be an
+        array of positions and `g` an array, when NumPy runs it.
+    """
+    if slots not in (0, 1, 2):
+        raise ValueError(f"slots must be 0, 1 or 2, got {slots}")
+
+    def register(function: Function) -> Function:
+        _rules[hyper] = _Registered(function, slots)
+        return function
+
+    return register
+
+
+def _update_element(rule, w, slots, j, g):
+    """Apply the rule that the class of `rule` selects."""
+    _rules[type(rule)].function(rule, w, slots, j, g)
+
+
+@overload(_update_element)
+def _(rule, w, slots, j, g):
+    return _rules[rule.instance_class].function
+
+
+def _slot_rows(rule, alpha, address, stride, length):
+    """Return the slots of one row as a tuple of arrays."""
+
+
+@overload(_slot_rows)
+def _(rule, alpha, address, stride, length):
+    def none(rule, alpha, address, stride, length):
+        return ()
+
+    def one(rule, alpha, address, stride, length):
+        return (carray(as_pointer(alpha, address), length),)
+
+    def two(rule, alpha, address, stride, length):
+        return (
+            carray(as_pointer(alpha, address), length),
+            carray(as_pointer(alpha, address + stride), length),
+        )
+
+    return (none, one, two)[_rules[rule.instance_class].slots]
+
+
+def _update_part(task, part, parts):
+    rule = first_of(task)
+    element = rule[0]
+    words = as_address(task) + (len(rule) * bytes_of(element) + 7) // 8 * 8
+    row_count, col_count = load_index(words, 0), load_index(words, 1)
+    width = load_index(words, 2)
+    rows = Axis(load_index(words, 3), 0, load_index(words, 4))
+    cols = Axis(0, 0, load_index(words, 5))
+    value, slots, slot_stride = load_index(words, 6), load_index(words, 7), load_index(words, 8)
+    grad, grad_row = load_index(words, 9), load_index(words, 10)
+
+    spread = np.full(width, element)
+    active = np.zeros(width, np.bool_)
+    for j in range(col_count):
+        active[unit(cols, j)] = True
+    for i in range(share(row_count, parts, part), share(row_count, parts, part + 1)):
+        at = unit(rows, i) * rows.stride
+        w = carray(as_pointer(element, value + at), width)
+        s = _slot_rows(rule, element, slots + at, slot_stride, width)
+        g = carray(as_pointer(element, grad + i * grad_row), col_count)
+        if cols.indices == 0:
+            for j in range(width):
+                _update_element(rule, w, s, j, g[j])
+        else:
+            for j in range(col_count):
+                spread[load_index(cols.indices, j)] = g[j]
+            for j in range(width):
+                if active[j]:
+                    _update_element(rule, w, s, j, spread[j])
+
+
+@cache
+def _native_update(hyper: type, dtype: np.dtype[Any]) -> tuple[struct.Struct, Kernel]:
+    fields = len(hyper._fields)  # type: ignore[attr-defined]
+    # Hyper-parameters enter in the element type: float64 ones would double the width of all sums.
+    first = numba.types.NamedUniTuple(numba.from_dtype(dtype), fields, hyper)
+    return struct.Struct(f"@{fields}{dtype.char}11q"), native_kernel(_update_part, first)
+
+
+def update_block(
+    rule: Any, value: Array, slots: Array, grad: Array, rows: Units = None, cols: Units = None
+) -> None:
+    """Apply an optimizer's rule to the active block of a parameter, in place.
+
+    Parameters
+    ----------
+    rule : NamedTuple of float
+        Hyper-parameters; their class selects what is computed, see `element_rule`.
+    value : ndarray of float32 or float64, shape (n_in, n_out) or (n_out,), C-contiguous
+        The weights.
+    slots : ndarray of the same dtype, shape (slots of the rule, *value.shape), C-contiguous
+        What the rule remembers.
+    grad : ndarray of the same dtype, shape (len(rows), len(cols)) or (len(cols),)
+        The gradient of the block.
+    rows, cols : IndexSet, array_like of int or bool, or None
+        The active block; None means all. A one-dimensional `value` has `cols` alone.
+
+    Raises
+    ------
+    TypeError
+        If dtypes differ or no rule is declared for the class of `rule`.
+    ValueError
+        If a shape, a layout or an index set does not fit, or an array to change is read-only.
+        Nothing has been changed then.
+    """
+    registered = _rules.get(type(rule))
+    if registered is None:
+        raise TypeError(f"no element rule is declared for {type(rule).__name__}")
+    if value.ndim not in (1, 2):
+        raise ValueError(f"value must have one or two dimensions, got shape {value.shape}")
+    if slots.shape != (registered.slots, *value.shape):
+        raise ValueError(
+            f"slots must have shape {(registered.slots, *value.shape)}, got {slots.shape}"
+        )
+    check_dtype("value", value)
+    for name, array in (("slots", slots), ("grad", grad)):
+        if array.dtype != value.dtype:
+            raise TypeError(f"{name} must have the dtype of value, {value.dtype}, got {array.dtype}")
+    for name, array in (("value", value), ("slots", slots)):
+        if not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
+            raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
+    row_set = None if value.ndim == 1 else resolve("rows", rows, value.shape[0])
+    if value.ndim == 1 and rows is not None:
+        raise ValueError("rows must be None for a one-dimensional value")
+    col_set = resolve("cols", cols, value.shape[-1])
+    height = 1 if value.ndim == 1 else value.shape[0]
+    row_count = height if row_set is None else len(row_set)
+    col_count = value.shape[-1] if col_set is None else len(col_set)
+    wanted = (row_count, col_count)[2 - value.ndim :]
+    if grad.shape != wanted:
+        raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
+    if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
+        grad = np.ascontiguousarray(grad)
+
+    layout, kernel = _native_update(type(rule), value.dtype)
+    task = (ctypes.c_char * layout.size)()
+    layout.pack_into(
+        task, 0,
+        *rule,
+        row_count, col_count, value.shape[-1],
+        value.strides[0] if value.ndim == 2 else 0,
+        0 if row_set is None else row_set.address,
+        0 if col_set is None else col_set.address,
+        value.ctypes.data, slots.ctypes.data, slots.strides[0],
+        grad.ctypes.data, grad.strides[0] if value.ndim == 2 else 0,
+    )  # fmt: skip
+    threads.run(kernel, task, row_count * col_count >= _SERIAL_BELOW)
