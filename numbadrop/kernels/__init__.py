@@ -4,6 +4,7 @@ Each runs in three tiers: a door that checks everything and allocates, a partiti
 and a serial kernel. `numbadrop.kernels.reference` defines them in plain NumPy.
 """
 
+from numbadrop.kernels import jitted as _jitted  # noqa: F401  (teaches Numba the doors)
 from numbadrop.kernels.matmul import gathered_matmul, gathered_matmul_t, matmul_at, scatter_matmul
 from numbadrop.kernels.update import element_rule, update_block
 

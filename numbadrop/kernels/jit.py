@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numba
 from numba.core.ccallback import CFunc
 
-__all__ = ["Kernel", "entry", "inner", "native_kernel"]
+__all__ = ["Kernel", "entry", "inlined", "inner", "native_kernel"]
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 """Without the interpreter lock; division without a zero check, which would branch in every loop."""
@@ -26,8 +26,13 @@ _OPTIONS = {"nogil": True, "error_model": "numpy"}
 _COMPILED: list[CFunc] = []
 """Owns the machine code whose addresses are handed out."""
 
-inner = numba.njit(**_OPTIONS)
-"""Compile a function that only other kernels call: it is emitted, and cached, with its callers."""
+_CALLEE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
+
+inner = numba.njit(**_CALLEE)
+"""Compile a function that only other kernels call: it is cached with its callers."""
+
+inlined = numba.njit(inline="always", **_CALLEE)
+"""The same for a function that contains the register tile: each call level compiles it again."""
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
-from numbadrop.kernels.jit import inner, native_kernel
+from numbadrop.kernels.jit import inlined, inner, native_kernel
 from numbadrop.kernels.memory import as_address, first_of, keep_alive, load, load_index, store
 from numbadrop.kernels.packing import Axis, Matrix, offset, pack, workspace
 from numbadrop.kernels.tile import register_tile
@@ -74,7 +74,7 @@ def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
             store(target, value)
 
 
-@inner
+@inlined
 def multiply(product, i_first, i_last, j_first, j_last):
     """Compute rows [i_first, i_last) and columns [j_first, j_last) of C on the calling thread.
 

@@ -23,7 +23,7 @@ __all__ = ["register_tile"]
 
 _I64 = ir.IntType(64)
 _POINTER = ir.PointerType()
-_UNROLL = 4
+_UNROLL = 2
 
 
 def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: int) -> ir.Function:
