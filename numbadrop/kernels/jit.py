@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numba
 from numba.core.ccallback import CFunc
 
-__all__ = ["Kernel", "entry", "inlined", "inner", "native_kernel"]
+__all__ = ["Kernel", "inlined", "inner", "native_function", "native_kernel"]
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 """Without the interpreter lock; division without a zero check, which would branch in every loop."""
@@ -45,11 +45,29 @@ def _sources_stamp() -> str:
     return digest.hexdigest()
 
 
-def entry(function: Callable[..., Any]) -> Any:
-    """Compile a parallel function that Python calls."""
-    dispatcher = numba.njit(cache=True, parallel=True, **_OPTIONS)(function)
-    dispatcher._cache._cache_file._source_stamp = _sources_stamp()
-    return dispatcher
+def native_function(function: Callable[..., Any], signature: Any) -> Any:
+    """Compile a function to a C function, now, and return it for Python to call.
+
+    Parameters
+    ----------
+    function : callable
+        A module's own Python function, not a closure, which the cache could not tell apart.
+    signature : numba signature
+        Of numbers alone.
+
+    Returns
+    -------
+    ctypes function
+        Releases the interpreter lock. The machine code lives as long as the process.
+    """
+    native = CFunc(
+        function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}
+    )
+    native.enable_caching()
+    native._cache._cache_file._source_stamp = _sources_stamp()
+    native.compile()
+    _COMPILED.append(native)
+    return native.ctypes
 
 
 class Kernel(NamedTuple):
@@ -79,12 +97,6 @@ def native_kernel(function: Callable[..., Any], first: Any) -> Kernel:
         For `threads.run`. The machine code lives as long as the process.
     """
     i64 = numba.types.int64
-    signature = numba.types.void(numba.types.CPointer(first), i64, i64)
-    native = CFunc(
-        function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}
-    )
-    native.enable_caching()
-    native._cache._cache_file._source_stamp = _sources_stamp()
-    native.compile()
-    _COMPILED.append(native)
-    return Kernel(native.address, _PROTOTYPE(native.address))
+    native = native_function(function, numba.types.void(numba.types.CPointer(first), i64, i64))
+    address = ctypes.cast(native, ctypes.c_void_p).value
+    return Kernel(address, _PROTOTYPE(address))

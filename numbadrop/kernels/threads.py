@@ -1,43 +1,60 @@
-"""Running the parts of a kernel on threads.
+"""Running the parts of a kernel on a crew of threads.
 
 A kernel is a native function ``kernel(task, part, parts)`` that does one of `parts` equal shares
-of the work that `task`, a block of memory, describes. One parallel region serves every kernel and
-element type, so that only serial code is compiled again for each.
+of the work that `task`, a block of memory, describes. The crew are Python threads that wait, and
+work, in native code without the interpreter lock.
+
+Why not Numba's own `prange`: its workqueue layer, the only one that pip brings to macOS, ends the
+process when two threads use it at once; OpenMP ends it after a fork; and both hand each thread its
+share in advance, so that on a machine that does something else too everybody spins for the one
+thread that was not scheduled (measured: a training step ten times as long beside one busy
+process). Here a thread takes the next part when it is ready for it, and the caller takes all that
+nobody else has taken.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import threading
-from contextlib import nullcontext
-from typing import Any
+import time
+from functools import cache
+from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from numbadrop.kernels.jit import Kernel, entry
-from numbadrop.kernels.memory import pointer
+from numbadrop.kernels.atomics import (
+    atomic_add,
+    atomic_exchange,
+    atomic_load,
+    compare_and_swap,
+    relax,
+)
+from numbadrop.kernels.jit import Kernel, inner, native_function
+from numbadrop.kernels.memory import load_index, pointer, store
 
-__all__ = ["run"]
+__all__ = ["get_num_threads", "run", "set_num_threads"]
 
-_forked = False
-"""Whether this process is a child by fork: OpenMP's threads do not exist here, and it would abort."""
+# What threads share: words of 8 bytes, on a cache line of their own where they are contended for.
+_STATE = 0
+"""Number of the task, its parts, and the next part to be taken, in one word, so that a part can
+only be taken of the task that it belongs to."""
+_DONE = 8 * 8
+_ASLEEP = 16 * 8
+_KERNEL = 24 * 8
+_TASK = 25 * 8
+_SIZE = 32 * 8
+_PART_BITS = 12
+_MOST_PARTS = (1 << _PART_BITS) - 1
 
-_one_region = threading.Lock()
-"""Held around each region under the workqueue layer, which aborts on a second one."""
-
-
-def _after_fork() -> None:
-    global _forked, _one_region
-    _forked = True
-    _one_region = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_PATIENCE = 4000
+"""Looks that a thread takes before it goes to sleep: longer than the gap between two kernels of a
+training step, shorter than anyone would notice (some 0.2 ms)."""
 
 
 @intrinsic
@@ -55,25 +72,179 @@ def _call(typingctx: Any, kernel: Any, task: Any, part: Any, parts: Any) -> Any:
     return types.void(i64, i64, i64, i64), codegen
 
 
-@entry
-def _region(kernel, task, parts):
-    for part in numba.prange(parts):
-        _call(kernel, task, part, parts)
+@inner
+def _take_part(shared):
+    """Do one part of the current task, if one is left; return whether one was."""
+    state = atomic_load(shared + _STATE)
+    part = state & _MOST_PARTS
+    parts = (state >> _PART_BITS) & _MOST_PARTS
+    if part >= parts:
+        return False
+    if compare_and_swap(shared + _STATE, state, state + 1):
+        # Until this part is done the task stays what it is.
+        _call(load_index(shared, _KERNEL // 8), load_index(shared, _TASK // 8), part, parts)
+        atomic_add(shared + _DONE, 1)
+    return True
+
+
+def _serve(shared):
+    """Work until nothing has come for a while, then count as asleep."""
+    waited = 0
+    while waited < _PATIENCE:
+        if _take_part(shared):
+            waited = 0
+        else:
+            waited += 1
+            relax()
+    atomic_add(shared + _ASLEEP, 1)
+    # A task that was announced before this thread counted as asleep rings no bell for it.
+    while _take_part(shared):
+        pass
+
+
+def _announce(shared, kernel, task, parts):
+    """Make a task the current one; return how many threads have to be woken."""
+    store(shared + _KERNEL, kernel)
+    store(shared + _TASK, task)
+    atomic_exchange(shared + _DONE, 0)
+    number = (atomic_load(shared + _STATE) >> (2 * _PART_BITS)) + 1
+    atomic_exchange(shared + _STATE, ((number << _PART_BITS) | parts) << _PART_BITS)
+    return atomic_exchange(shared + _ASLEEP, 0)
+
+
+def _finish(shared):
+    """Do the parts that are left, wait a while for the others; return whether all are done."""
+    while _take_part(shared):
+        pass
+    parts = (atomic_load(shared + _STATE) >> _PART_BITS) & _MOST_PARTS
+    for _ in range(_PATIENCE):
+        if atomic_load(shared + _DONE) == parts:
+            return True
+        relax()
+    return False
+
+
+class _Native(NamedTuple):
+    serve: Any
+    announce: Any
+    finish: Any
+
+
+@cache
+def _native() -> _Native:
+    i64 = types.int64
+    return _Native(
+        native_function(_serve, types.void(i64)),
+        native_function(_announce, types.int64(i64, i64, i64, i64)),
+        native_function(_finish, types.boolean(i64)),
+    )
+
+
+class _Crew:
+    """Threads that help whoever calls `run`; one caller at a time."""
+
+    def __init__(self, helpers: int) -> None:
+        self.native = _native()
+        self.in_use = threading.Lock()
+        self._bell = threading.Semaphore(0)
+        self._stopped = False
+        self._memory = np.zeros(_SIZE + 64, np.uint8)
+        self._shared = (self._memory.ctypes.data + 63) // 64 * 64
+        self._threads = [
+            threading.Thread(target=self._work, name=f"numbadrop-{number}", daemon=True)
+            for number in range(helpers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while not self._stopped:
+            self.native.serve(self._shared)
+            self._bell.acquire()
+
+    def run(self, kernel: int, task: int, parts: int) -> None:
+        asleep = self.native.announce(self._shared, kernel, task, parts)
+        if asleep:
+            self._bell.release(asleep)
+        while not self.native.finish(self._shared):
+            time.sleep(0)  # The thread that we wait for may need this core.
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._bell.release(len(self._threads))
+        for thread in self._threads:
+            thread.join()
+
+
+_threads = numba.config.NUMBA_NUM_THREADS
+_crew: _Crew | None = None
+_making = threading.Lock()
+
+
+def get_num_threads() -> int:
+    """Return how many threads a kernel uses, the caller's among them."""
+    return _threads
+
+
+def set_num_threads(threads: int) -> None:
+    """Set how many threads a kernel uses, the caller's among them.
+
+    The default is Numba's: NUMBA_NUM_THREADS, else the CPUs that this process may use. Results do
+    not depend on it.
+
+    Parameters
+    ----------
+    threads : int
+        At least 1.
+
+    Raises
+    ------
+    ValueError
+        If `threads` is not in [1, 4095].
+    """
+    global _threads
+    if not 1 <= threads <= _MOST_PARTS:
+        raise ValueError(f"threads must be in [1, {_MOST_PARTS}], got {threads}")
+    with _making:
+        _dismiss()
+        _threads = threads
+
+
+def _dismiss() -> None:
+    global _crew
+    if _crew is not None:
+        with _crew.in_use:
+            _crew.stop()
+        _crew = None
+
+
+def _forget() -> None:
+    """Begin anew in a child by fork, where the crew's threads do not exist."""
+    global _crew, _making
+    _crew = None
+    _making = threading.Lock()
+
+
+atexit.register(_dismiss)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def run(kernel: Kernel, task: ctypes.Array[Any], parallel: bool) -> None:
-    """Run `kernel` on `task`, on Numba's number of threads if `parallel`, else on this one."""
-    parts = numba.get_num_threads() if parallel and not _forked else 1
+    """Run `kernel` on `task`: on the crew if `parallel` and it is free, else on this thread."""
+    global _crew
     address = ctypes.addressof(task)
-    if parts == 1:
+    if not parallel or _threads == 1:
         kernel.call(address, 0, 1)
         return
-    with _one_region if _layer_is_workqueue() else nullcontext():
-        _region(kernel.address, address, parts)
-
-
-def _layer_is_workqueue() -> bool:
+    crew = _crew
+    if crew is None:
+        with _making:
+            crew = _crew = _crew or _Crew(_threads - 1)
+    if not crew.in_use.acquire(blocking=False):
+        kernel.call(address, 0, 1)
+        return
     try:
-        return numba.threading_layer() == "workqueue"
-    except ValueError:  # No region has run yet, so the layer is not chosen: be careful.
-        return True
+        crew.run(kernel.address, address, _threads)
+    finally:
+        crew.in_use.release()
