@@ -1,0 +1,396 @@
+"""Variables, primitives with one gradient rule for each argument, and backward.
+
+A primitive is a NumPy function. Calling it with a variable that requires a gradient leaves a
+record; `Variable.backward` walks the records in the reverse order of their making and asks, of
+each, only for the gradients that somebody needs. The idea is that of HIPS/autograd.
+
+Gradients are handed on without copies, so that two variables may hold the same array: read them,
+and replace them, but never write into them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import update_wrapper
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numbadrop.autograd.block import Block
+
+__all__ = [
+    "Primitive",
+    "Variable",
+    "add",
+    "multiply",
+    "negative",
+    "no_grad",
+    "primitive",
+    "subtract",
+]
+
+Array = NDArray[Any]
+Gradient = Block | Array
+Rule = Callable[..., Any]
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Leave no records in this thread: a forward pass alone costs neither time nor memory for them.
+
+    Examples
+    --------
+    >>> x = Variable(2.0, requires_grad=True)
+    >>> with no_grad():
+    ...     y = x * x
+    >>> y.requires_grad
+    False
+    """
+    before = _mode.recording
+    _mode.recording = False
+    try:
+        yield
+    finally:
+        _mode.recording = before
+
+
+_numbers = count()
+
+
+class _Record:
+    """That a primitive made `out` from `arguments`, some of which are the values of `sources`."""
+
+    __slots__ = ("arguments", "number", "out", "primitive", "sources")
+
+    def __init__(
+        self, made_by: Primitive, arguments: list[Any], out: Array, sources: list[tuple[int, Any]]
+    ) -> None:
+        self.number = next(_numbers)
+        self.primitive = made_by
+        self.arguments = arguments
+        self.out: Array | None = out
+        self.sources: list[tuple[int, Variable]] | None = sources
+
+    def free(self) -> None:
+        self.arguments, self.out, self.sources = [], None, None
+
+
+class Variable:
+    """An array that the tape can follow.
+
+    Parameters
+    ----------
+    value : array_like
+    requires_grad : bool
+        Whether `backward` shall leave the gradient with respect to this variable in `grad`.
+
+    Attributes
+    ----------
+    value : ndarray
+    grad : None, ndarray or Block
+        Sum of the gradients of all backward passes since it was last set to None.
+    requires_grad : bool
+
+    Raises
+    ------
+    TypeError
+        If a gradient is asked for and the elements are not floats.
+
+    Examples
+    --------
+    >>> x = Variable([1.0, 2.0], requires_grad=True)
+    >>> (x * x - 3.0 * x).backward(np.ones(2))
+    >>> x.grad
+    array([-1.,  1.])
+    """
+
+    __slots__ = ("_record", "grad", "requires_grad", "value")
+
+    # NumPy leaves `array * variable` to the variable.
+    __array_ufunc__ = None
+
+    def __init__(self, value: ArrayLike, requires_grad: bool = False) -> None:
+        self.value: Array = np.asarray(value)
+        if requires_grad and self.value.dtype.kind != "f":
+            raise TypeError(f"value must hold floats to have a gradient, got {self.value.dtype}")
+        self.grad: Gradient | None = None
+        self.requires_grad = requires_grad
+        self._record: _Record | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return self.value.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements of the value."""
+        return self.value.dtype
+
+    def backward(self, gradient: ArrayLike | None = None) -> None:
+        """Add to `grad` of each leaf that requires it the gradient of this variable.
+
+        Parameters
+        ----------
+        gradient : array_like, optional
+            Gradient of the quantity of interest with respect to this variable, of its shape and
+            dtype. May be left out where this variable has one element; it is 1 then.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing that this variable was made from requires a gradient, or if a backward pass
+            has already used up the records.
+        ValueError, TypeError
+            If `gradient` is missing or does not fit, or if a gradient rule returns something of
+            another shape or dtype than its argument.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("nothing that this variable was made from requires a gradient")
+        if gradient is None:
+            if self.value.size != 1:
+                raise ValueError(f"gradient must be given for a value of shape {self.shape}")
+            gradient = np.ones_like(self.value)
+        _walk(self, _fitting(gradient, self.value, "gradient"))
+
+    def __float__(self) -> float:
+        return float(self.value.item())
+
+    def __repr__(self) -> str:
+        suffix = ", requires_grad=True" if self.requires_grad else ""
+        return f"{type(self).__name__}({self.value!r}{suffix})"
+
+    def __add__(self, other: Any) -> Variable:
+        return add(self, other)
+
+    def __radd__(self, other: Any) -> Variable:
+        return add(other, self)
+
+    def __sub__(self, other: Any) -> Variable:
+        return subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Variable:
+        return subtract(other, self)
+
+    def __mul__(self, other: Any) -> Variable:
+        return multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Variable:
+        return multiply(other, self)
+
+    def __neg__(self) -> Variable:
+        return negative(self)
+
+
+def _fitting(gradient: Any, value: Array, name: str, *parts: str) -> Gradient:
+    """Return `gradient` if it has the shape and dtype of `value`; `name` is for the error."""
+    if not isinstance(gradient, Block):
+        gradient = np.asarray(gradient)
+    checked: Gradient = gradient
+    if checked.shape != value.shape:
+        raise ValueError(
+            f"{name.format(*parts)} must have shape {value.shape}, got {checked.shape}"
+        )
+    if checked.dtype != value.dtype:
+        raise TypeError(f"{name.format(*parts)} must be {value.dtype}, got {checked.dtype}")
+    return checked
+
+
+def _walk(start: Variable, gradient: Gradient) -> None:
+    # A record is ready when all records made after it are done: nothing that is still to come
+    # can add to its gradient.
+    ready: list[tuple[int, _Record]] = []
+    gradients: dict[int, Array] = {}
+
+    def hand(variable: Variable, gradient: Gradient) -> None:
+        record = variable._record
+        if record is None:
+            # Never in place: the array may have been handed to others too.
+            variable.grad = gradient if variable.grad is None else variable.grad + gradient
+            return
+        if record.sources is None:
+            raise RuntimeError(
+                "a backward pass has already freed the records that lead here: "
+                "repeat the forward pass"
+            )
+        if isinstance(gradient, Block):
+            gradient = gradient.dense()
+        if record.number in gradients:
+            gradients[record.number] = gradients[record.number] + gradient
+        else:
+            gradients[record.number] = gradient
+            heappush(ready, (-record.number, record))
+
+    hand(start, gradient)
+    while ready:
+        number, record = heappop(ready)
+        out_gradient = gradients.pop(-number)
+        made_by, arguments = record.primitive, record.arguments
+        for position, source in record.sources or ():
+            result = made_by.rules[position](out_gradient, record.out, *arguments)
+            name = made_by.names[position]
+            of = "gradient of {} for argument {!r}"
+            hand(source, _fitting(result, arguments[position], of, made_by.__name__, name))
+        record.free()
+
+
+class Primitive:
+    """A NumPy function that the tape can follow; see `primitive`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        update_wrapper(self, function)
+        self.function = function
+        self.signature = inspect.signature(function)
+        self.names = list(self.signature.parameters)
+        self.rules: dict[int, Rule] = {}
+        for parameter in self.signature.parameters.values():
+            if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+                raise TypeError(
+                    f"a primitive takes named arguments only, {self.__name__} has {parameter}"
+                )
+
+    __name__: str
+
+    def __call__(self, *arguments: Any, **named: Any) -> Variable:
+        """Return the function's result; any array argument may be a Variable."""
+        if named or len(arguments) != len(self.names):
+            bound = self.signature.bind(*arguments, **named)
+            bound.apply_defaults()
+            arguments = bound.args
+        values: list[Any] = []
+        sources: list[tuple[int, Variable]] = []
+        for position, argument in enumerate(arguments):
+            if not isinstance(argument, Variable):
+                values.append(argument)
+                continue
+            values.append(argument.value)
+            if argument.requires_grad and _mode.recording:
+                if position not in self.rules:
+                    raise TypeError(
+                        f"{self.__name__} has no gradient rule for argument "
+                        f"{self.names[position]!r}, which requires a gradient"
+                    )
+                sources.append((position, argument))
+        result = Variable(self.function(*values))
+        if sources:
+            result.requires_grad = True
+            result._record = _Record(self, values, result.value, sources)
+        return result
+
+    def gradient(self, name: str) -> Callable[[Rule], Rule]:
+        """Declare the decorated function as the gradient rule for the argument `name`.
+
+        The rule is called with the gradient of the output, the output, and all arguments of the
+        forward pass, and returns an ndarray or a Block of the argument's shape and dtype. It must
+        not write into anything it gets.
+        """
+        if name not in self.names:
+            raise ValueError(f"{self.__name__} has no argument {name!r}, it has {self.names}")
+
+        def register(rule: Rule) -> Rule:
+            self.rules[self.names.index(name)] = rule
+            return rule
+
+        return register
+
+
+def primitive(function: Callable[..., Any]) -> Primitive:
+    """Make a differentiable operation of a NumPy function.
+
+    The function sees plain arrays, and so do the rules, which stand right under it.
+
+    Examples
+    --------
+    >>> @primitive
+    ... def square(x):
+    ...     return x * x
+    >>> @square.gradient("x")
+    ... def _(g, out, x):
+    ...     return 2 * g * x
+    >>> x = Variable(3.0, requires_grad=True)
+    >>> square(x).backward()
+    >>> x.grad
+    array(6.)
+    """
+    return Primitive(function)
+
+
+def _summed_to(shape: tuple[int, ...], g: Array) -> Array:
+    """Undo broadcasting: sum over the axes along which an argument of this shape was repeated."""
+    if g.shape == shape:
+        return g
+    g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+    repeated = tuple(i for i, n in enumerate(shape) if n != g.shape[i])
+    return np.asarray(g.sum(axis=repeated, keepdims=True))
+
+
+@primitive
+def add(a: Array, b: Array) -> Array:
+    """Return a + b, with NumPy's broadcasting."""
+    return a + b
+
+
+@add.gradient("a")
+def _(g: Array, out: Array, a: Array, b: Array) -> Array:
+    return _summed_to(a.shape, g)
+
+
+@add.gradient("b")
+def _(g: Array, out: Array, a: Array, b: Array) -> Array:
+    return _summed_to(b.shape, g)
+
+
+@primitive
+def subtract(a: Array, b: Array) -> Array:
+    """Return a - b, with NumPy's broadcasting."""
+    return a - b
+
+
+@subtract.gradient("a")
+def _(g: Array, out: Array, a: Array, b: Array) -> Array:
+    return _summed_to(a.shape, g)
+
+
+@subtract.gradient("b")
+def _(g: Array, out: Array, a: Array, b: Array) -> Array:
+    return _summed_to(b.shape, -g)
+
+
+@primitive
+def multiply(a: Array, b: Array) -> Array:
+    """Return a * b elementwise, with NumPy's broadcasting."""
+    return a * b
+
+
+@multiply.gradient("a")
+def _(g: Array, out: Array, a: Array, b: Array) -> Array:
+    return _summed_to(a.shape, g * b)
+
+
+@multiply.gradient("b")
+def _(g: Array, out: Array, a: Array, b: Array) -> Array:
+    return _summed_to(b.shape, g * a)
+
+
+@primitive
+def negative(a: Array) -> Array:
+    """Return -a."""
+    return -a
+
+
+@negative.gradient("a")
+def _(g: Array, out: Array, a: Array) -> Array:
+    return -g

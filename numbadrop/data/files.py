@@ -1,0 +1,85 @@
+"""A data set from a path on the disk."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbadrop.data.dataset import DataError, Dataset
+from numbadrop.data.idx import load_idx, pixels_to_floats
+
+__all__ = ["load_path", "open_arrays"]
+
+Array = NDArray[Any]
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def load_path(path: str | Path) -> Dataset:
+    """Load a data set from a folder of IDX files or from an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : path
+        A folder as `load_idx` reads it, or an ``.npz`` file with the arrays ``x_train``,
+        ``y_train``, ``x_test`` and ``y_test``. All axes but the first are flattened.
+
+    Returns
+    -------
+    Dataset
+        Inputs stored as bytes are taken for pixels and scaled to [0, 1], floats are used as they
+        are. In an ``.npz`` file the number of classes is the largest label plus one.
+
+    Raises
+    ------
+    DataError
+        If the path does not exist or what is in it cannot be used.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return load_idx(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder")
+    arrays = open_arrays(path)
+    missing = [key for key in KEYS if key not in arrays]
+    if missing:
+        raise DataError(f"{path}: no {', '.join(missing)}, it has {', '.join(arrays) or 'nothing'}")
+    x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
+    for key, labels in (("y_train", y_train), ("y_test", y_test)):
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size == 0:
+            raise DataError(
+                f"{path}: {key} must be integers of shape (samples,), "
+                f"got {labels.dtype} of shape {labels.shape}"
+            )
+    for key, inputs in (("x_train", x_train), ("x_test", x_test)):
+        if inputs.ndim < 2:
+            raise DataError(
+                f"{path}: {key} must be of shape (samples, ...), got shape {inputs.shape}"
+            )
+    return Dataset(
+        str(path),
+        pixels_to_floats(x_train),
+        y_train.astype(np.int64),
+        pixels_to_floats(x_test),
+        y_test.astype(np.int64),
+        classes=int(max(y_train.max(), y_test.max())) + 1,
+        divisor=255.0 if x_train.dtype == np.uint8 else 1.0,
+    )
+
+
+def open_arrays(path: Path) -> dict[str, Array]:
+    """Return the arrays of a ``.npy`` file (under the name "") or of an ``.npz`` file.
+
+    Pickled objects are refused: a data file must not be able to run code.
+    """
+    try:
+        # Opened here because np.load leaves the file open where it is not a whole archive.
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a readable .npy or .npz file, {error}") from error

@@ -1,0 +1,86 @@
+"""Layers that treat each unit alone and have no parameters, and the layer that makes units."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numbadrop import ops
+from numbadrop.autograd import Variable
+from numbadrop.index_set import IndexSet
+from numbadrop.nn.activation import Activation, Input
+from numbadrop.nn.module import Module
+
+__all__ = ["Flatten", "LeakyReLU", "ReLU", "Sigmoid", "Tanh"]
+
+
+class _Elementwise(Module):
+    unitwise = True
+
+    def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
+        """Return the function of each value, shape (batch, ..., len(units))."""
+        x = Activation.of(x).take(units)
+        return Activation(self._function(x.values), x.units)
+
+    def _function(self, values: Variable) -> Variable:
+        raise NotImplementedError
+
+
+class ReLU(_Elementwise):
+    """Return max(x, 0)."""
+
+    def _function(self, values: Variable) -> Variable:
+        return ops.relu(values)
+
+
+class LeakyReLU(_Elementwise):
+    """Return x where it is positive, else negative_slope * x.
+
+    Parameters
+    ----------
+    negative_slope : float
+    """
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        if not np.isfinite(negative_slope):
+            raise ValueError(f"negative_slope must be finite, got {negative_slope}")
+        self.negative_slope = float(negative_slope)
+
+    def _function(self, values: Variable) -> Variable:
+        return ops.leaky_relu(values, self.negative_slope)
+
+
+class Tanh(_Elementwise):
+    """Return the hyperbolic tangent of x."""
+
+    def _function(self, values: Variable) -> Variable:
+        return ops.tanh(values)
+
+
+class Sigmoid(_Elementwise):
+    """Return 1 / (1 + exp(-x)).
+
+    A unit dropped before this layer stays absent and so feeds nothing forward, where a mask of
+    zeros would make it 1/2.
+    """
+
+    def _function(self, values: Variable) -> Variable:
+        return ops.sigmoid(values)
+
+
+class Flatten(Module):
+    """Make units of all axes but the first: (batch, ...) becomes (batch, units)."""
+
+    def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
+        """Return the wanted units, shape (batch, len(units)).
+
+        Raises
+        ------
+        ValueError
+            If `x` has more than two axes and units are missing on the last.
+        """
+        x = Activation.of(x)
+        if x.value.ndim == 2:
+            return x.take(units)
+        if not x.units.is_all:
+            raise ValueError(f"x must have all of its {x.units.size} units, got {len(x.units)}")
+        return Activation.of(ops.flatten(x.values)).take(units)

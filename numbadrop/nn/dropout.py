@@ -1,0 +1,132 @@
+"""Dropout: of each value on its own, and of units for the whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from numbadrop import ops
+from numbadrop.index_set import IndexSet
+from numbadrop.nn.activation import Activation, Input
+from numbadrop.nn.module import Module
+
+__all__ = ["BatchwiseDropout", "Dropout", "Pattern"]
+
+
+def _checked_fraction(p: float) -> float:
+    if not 0 <= p < 1:
+        raise ValueError(f"p, the fraction dropped, must be in [0, 1), got {p}")
+    return float(p)
+
+
+class Dropout(Module):
+    """In training, set each value to zero with probability p and divide the others by 1 - p.
+
+    The usual, independent dropout: nothing is left out of any computation. With `eval`, nothing
+    happens.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1).
+
+    References
+    ----------
+    N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
+    JMLR 15 (2014) 1929-1958.
+    """
+
+    unitwise = True
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = _checked_fraction(p)
+
+    def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
+        """Return the masked values, shape (batch, ..., len(units))."""
+        x = Activation.of(x).take(units)
+        if not self.training or self.p == 0:
+            return x
+        kept = self.rng.random(x.values.shape, np.float32) >= self.p
+        mask = np.multiply(kept, 1 / (1 - self.p), dtype=x.values.dtype)
+        return Activation(x.values * mask, x.units)
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One draw of batchwise dropout.
+
+    Parameters
+    ----------
+    units : IndexSet
+        The units kept.
+    scale : float
+        What their values are multiplied by, number of units / number kept.
+    """
+
+    units: IndexSet
+    scale: float
+
+
+class BatchwiseDropout(Module):
+    """In training, drop the same units for every sample of the batch.
+
+    All products around the layer then run on submatrices of the weights. Of n units
+    ``max(1, round(n * (1 - p)))`` are kept, drawn without replacement, and their values are
+    multiplied by n / kept. With `eval`, nothing happens: no scaling is left for inference.
+
+    Parameters
+    ----------
+    p : float
+        The fraction dropped, in [0, 1).
+
+    References
+    ----------
+    B. Graham, J. Reizenstein, L. Robinson, "Efficient batchwise dropout training using
+    submatrices", arXiv:1502.02478 (2015). There activations are scaled by 1 - p at inference
+    instead, biases included; behind anything but a ReLU that is another model.
+
+    Examples
+    --------
+    >>> layer = BatchwiseDropout(0.5).seed(0)
+    >>> y = layer(np.ones((2, 6)))
+    >>> len(y.units), y.value[0]
+    (3, array([2., 2., 2.]))
+    """
+
+    unitwise = True
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = _checked_fraction(p)
+
+    def draw(self, within: IndexSet) -> Pattern:
+        """Draw the units to keep among those in `within`."""
+        kept = max(1, round(len(within) * (1 - self.p)))
+        return Pattern(within.sample(self.rng, kept), len(within) / kept)
+
+    def out_units(self, units: IndexSet | None) -> IndexSet | None:
+        """Return `units` where nothing will be dropped."""
+        return None if self.training else units
+
+    def __call__(
+        self, x: Input, units: IndexSet | None = None, pattern: Pattern | None = None
+    ) -> Activation:
+        """Return the kept units, shape (batch, ..., number kept).
+
+        Parameters
+        ----------
+        x : ndarray, Variable or Activation, shape (batch, ..., units)
+        units : IndexSet, optional
+            Where to drop; units outside are not wanted at all.
+        pattern : Pattern, optional
+            A pattern drawn ahead. Without one, it is drawn here. Not used with `eval`.
+        """
+        x = Activation.of(x)
+        if not self.training:
+            return x.take(units)
+        if pattern is None:
+            pattern = self.draw(x.units if units is None else units)
+        if pattern.units == x.units:
+            return x if pattern.scale == 1 else Activation(x.values * pattern.scale, x.units)
+        positions = x.units.positions_of(pattern.units)
+        return Activation(ops.take_units(x.values, positions, pattern.scale), pattern.units)

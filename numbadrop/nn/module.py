@@ -1,0 +1,210 @@
+"""What all layers share: parameters, mode, randomness, state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numbadrop.autograd import Variable
+from numbadrop.index_set import IndexSet
+from numbadrop.nn.activation import Activation, Input
+
+__all__ = ["Module", "Parameter"]
+
+Array = NDArray[Any]
+
+
+class Parameter(Variable):
+    """The one mutable thing: an array that optimizers change in place.
+
+    Parameters
+    ----------
+    value : array_like of float32 or float64
+        Copied.
+
+    Attributes
+    ----------
+    before_read : callable, optional
+        Called with the index of a block by `refresh`. An optimizer that puts work off until
+        weights are needed sets it.
+    """
+
+    __slots__ = ("before_read",)
+
+    def __init__(self, value: ArrayLike) -> None:
+        copy = np.array(value, order="C")
+        if copy.dtype not in (np.float32, np.float64):
+            raise TypeError(f"value must be float32 or float64, got {copy.dtype}")
+        super().__init__(copy, requires_grad=True)
+        self.before_read: Callable[..., None] | None = None
+
+    def refresh(self, *index: IndexSet | None) -> None:
+        """Bring a block of the value up to date; call it before you read the block.
+
+        Parameters
+        ----------
+        *index : IndexSet or None
+            For each axis, the units that will be read; None: all. Without any, the whole value.
+        """
+        if self.before_read is not None:
+            self.before_read(*index)
+
+
+class Module:
+    """A layer, or a net of layers.
+
+    A subclass defines ``__call__(x, units=None)``, which takes an ndarray, a Variable or an
+    Activation and returns an Activation. Parameters and modules that are attributes are found.
+
+    Attributes
+    ----------
+    training : bool
+        Whether dropout drops; see `train` and `eval`.
+    unitwise : bool
+        Whether output unit k depends on input unit k alone. Says of a class that a dropout layer
+        behind it may as well come before it.
+    """
+
+    training: bool = True
+    unitwise: bool = False
+    _rng: np.random.Generator | None = None
+
+    def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
+        """Apply the layer.
+
+        Parameters
+        ----------
+        x : ndarray, Variable or Activation, shape (batch, ..., units)
+        units : IndexSet, optional
+            The output units that are wanted; no other is computed. None: all that there are.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__")
+
+    def out_units(self, units: IndexSet | None) -> IndexSet | None:
+        """Return the units that the layer makes of an input with `units`, all of them on request.
+
+        None stands for a set that is known only once the layer has run.
+        """
+        return units if self.unitwise else None
+
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        """Draw initial values for the layer's own parameters."""
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The source of all randomness, one for the whole net after `seed`."""
+        if self._rng is None:
+            self._rng = np.random.default_rng()
+        return self._rng
+
+    def seed(self, seed: int | np.random.Generator) -> Self:
+        """Draw all parameters anew, and drive all dropout from one generator from now on.
+
+        Parameters
+        ----------
+        seed : int or numpy.random.Generator
+
+        Returns
+        -------
+        Module
+            This module.
+        """
+        rng = np.random.default_rng(seed)
+        for parameter in self.parameters():
+            parameter.refresh()
+        for module in self.modules():
+            module._rng = rng
+            module.reset_parameters(rng)
+        return self
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Yield the modules that are attributes of this one, with their names."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def modules(self) -> list[Module]:
+        """Return this module and all modules inside it, each once."""
+        return list(dict.fromkeys(module for _, module in self._named_modules("")))
+
+    def _named_modules(self, prefix: str) -> Iterator[tuple[str, Module]]:
+        yield prefix, self
+        for name, child in self.children():
+            yield from child._named_modules(f"{prefix}{name}.")
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield all parameters, each once, with the path of attributes that leads to them."""
+        seen = set()
+        for prefix, module in self._named_modules(""):
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and value not in seen:
+                    seen.add(value)
+                    yield prefix + name, value
+
+    def parameters(self) -> list[Parameter]:
+        """Return all parameters, each once."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def train(self, mode: bool = True) -> Self:
+        """Make dropout drop, in this module and all inside it, or with False make it rest."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Make dropout rest: the whole net answers."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return a copy of each parameter's value under its name."""
+        state = {}
+        for name, parameter in self.named_parameters():
+            parameter.refresh()
+            state[name] = parameter.value.copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Write the values of `state` into the parameters.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            As from `state_dict`. Everything is checked before anything is written.
+
+        Raises
+        ------
+        KeyError
+            If a name is missing or unexpected.
+        ValueError
+            If a shape or dtype is not that of the parameter.
+        """
+        parameters = dict(self.named_parameters())
+        check_state({name: p.value for name, p in parameters.items()}, state)
+        for name, parameter in parameters.items():
+            parameter.refresh()
+            parameter.value[...] = state[name]
+
+
+def check_state(wanted: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Check that `state` has the names of `wanted`, each with the same shape and dtype."""
+    for problem, names in (
+        ("lacks", [name for name in wanted if name not in state]),
+        ("has the unexpected", [name for name in state if name not in wanted]),
+    ):
+        if names:
+            raise KeyError(f"state {problem} {', '.join(names)}")
+    for name in wanted:
+        own, found = np.asarray(wanted[name]), np.asarray(state[name])
+        if found.shape != own.shape or found.dtype != own.dtype:
+            raise ValueError(
+                f"state[{name!r}] must be {own.dtype} of shape {own.shape}, "
+                f"got {found.dtype} of shape {found.shape}"
+            )

@@ -1,0 +1,125 @@
+"""Layers in a row, and layers around which the input is carried past."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from numbadrop.index_set import IndexSet
+from numbadrop.nn.activation import Activation, Input
+from numbadrop.nn.dropout import BatchwiseDropout
+from numbadrop.nn.module import Module
+
+__all__ = ["Residual", "Sequential"]
+
+
+class Sequential(Module):
+    """Apply layers one after another.
+
+    In training, where a `BatchwiseDropout` follows a layer that makes units, with nothing but
+    unit-wise layers in between, its pattern is drawn before that layer runs, which then makes
+    only the units that will be kept.
+
+    Parameters
+    ----------
+    *layers : Module
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.nn import Linear, ReLU
+    >>> net = Sequential(Linear(4, 8), ReLU(), BatchwiseDropout(0.5), Linear(8, 3)).seed(0)
+    >>> net(np.ones((2, 4), np.float32)).value.shape
+    (2, 3)
+    """
+
+    def __init__(self, *layers: Module) -> None:
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise TypeError(f"layer {position} must be a Module, got {type(layer).__name__}")
+        self.layers = layers
+        self.unitwise = all(layer.unitwise for layer in layers)
+        # A layer that makes units, and the unit-wise layers behind it. The input makes units too.
+        stages: list[tuple[Module | None, list[Module]]] = [(None, [])]
+        for layer in layers:
+            if layer.unitwise:
+                stages[-1][1].append(layer)
+            else:
+                stages.append((layer, []))
+        self._stages = stages
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Yield the layers, named by their positions."""
+        return ((str(position), layer) for position, layer in enumerate(self.layers))
+
+    def out_units(self, units: IndexSet | None) -> IndexSet | None:
+        """Return what the last layer makes of what the others make."""
+        for layer in self.layers:
+            units = layer.out_units(units)
+        return units
+
+    def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
+        """Return the output of the last layer; `units` are asked of the last that makes units."""
+        x = Activation.of(x)
+        for stage in self._stages:
+            x = _run(*stage, x, units if stage is self._stages[-1] else None)
+        return x
+
+
+def _run(
+    producer: Module | None, tail: list[Module], x: Activation, wanted: IndexSet | None
+) -> Activation:
+    dropout = next((layer for layer in tail if isinstance(layer, BatchwiseDropout)), None)
+    pattern = None
+    if producer is None:
+        x = x.take(wanted)
+    else:
+        if dropout is not None and dropout.training:
+            within = producer.out_units(x.units) if wanted is None else wanted
+            if within is not None:
+                pattern = dropout.draw(within)
+                wanted = pattern.units
+        x = producer(x, wanted)
+    for layer in tail:
+        if layer is dropout:
+            x = dropout(x, pattern=pattern)
+            # The same layer once more in the same tail draws for itself.
+            pattern = None
+        else:
+            x = layer(x)
+    return x
+
+
+class Residual(Module):
+    """Return x + block(x), on the units of x.
+
+    The block is asked for exactly the units that x has: both branches share one pattern.
+
+    Parameters
+    ----------
+    block : Module
+        Makes as many units as it takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.nn import Linear
+    >>> layer = Residual(Linear(6, 6, gain=0.0))
+    >>> x = Activation.of(np.ones((1, 6), np.float32)).take(IndexSet([1, 4], 6))
+    >>> layer(x).dense()
+    array([[0., 1., 0., 0., 1., 0.]], dtype=float32)
+    """
+
+    def __init__(self, block: Module) -> None:
+        if not isinstance(block, Module):
+            raise TypeError(f"block must be a Module, got {type(block).__name__}")
+        self.block = block
+
+    def out_units(self, units: IndexSet | None) -> IndexSet | None:
+        """Return `units`."""
+        return units
+
+    def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
+        """Return the sum on the wanted units, which must be some of x's."""
+        x = Activation.of(x)
+        passed = x.take(units)
+        return passed + self.block(x, passed.units)

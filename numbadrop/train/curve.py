@@ -1,0 +1,72 @@
+"""Error curves as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from numbadrop.errors import needs_extra
+from numbadrop.train.metrics import EpochMetrics
+
+__all__ = ["plot_curves"]
+
+
+def plot_curves(
+    runs: Mapping[str, Sequence[EpochMetrics]], path: str | Path, title: str = ""
+) -> None:
+    """Draw the test error (solid) and the training error (thin) of each run over the epochs.
+
+    Parameters
+    ----------
+    runs : mapping of str to sequence of EpochMetrics
+        Label and history of each run.
+    path : path
+        Where the picture goes; its suffix selects the format.
+    title : str, default ""
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib is not installed.
+    """
+    with needs_extra("plot", "drawing a curve"):
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, (label, history) in enumerate(runs.items()):
+        epochs = [metrics.epoch for metrics in history]
+        color = f"C{index}"
+        # A lone epoch is a point, which a line without markers would not show.
+        marker = "o" if len(history) < 10 else None
+        for kind, width, opacity in (("test", 2.0, 1.0), ("train", 1.0, 0.5)):
+            errors = [100 * getattr(metrics, f"{kind}_error") for metrics in history]
+            axes.plot(
+                epochs,
+                errors,
+                color=color,
+                linewidth=width,
+                alpha=opacity,
+                marker=marker,
+                label=f"{label}, {kind}" + (f" ({errors[-1]:.2f} %)" if errors else ""),
+            )
+    axes.set_yscale("log", nonpositive="mask")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axes.get_ylim()
+    if high / low < 30:
+        axes.yaxis.set_minor_formatter(FuncFormatter(_label_1_2_5))
+    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("error, %")
+    axes.set_title(title)
+    axes.grid(which="major", alpha=0.4)
+    axes.grid(which="minor", alpha=0.15)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def _label_1_2_5(value: float, _: int) -> str:
+    """Return a label for every second or third of the ticks within a decade."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""

@@ -1,0 +1,407 @@
+"""Training and evaluation of classifiers: two plain loops, and what lets a run stop and go on."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from types import FrameType
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbadrop.autograd import no_grad
+from numbadrop.data import Dataset, Minibatches, as_floats
+from numbadrop.errors import UserError
+from numbadrop.nn import Module, cross_entropy
+from numbadrop.optim import Optimizer
+from numbadrop.train.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
+from numbadrop.train.metrics import (
+    EpochMetrics,
+    append_metrics,
+    error_rate,
+    misses,
+    top_k_error,
+    write_metrics,
+)
+from numbadrop.train.progress import Silent, progress_for
+
+__all__ = [
+    "CHECKPOINT_NAME",
+    "METRICS_NAME",
+    "DivergedError",
+    "Evaluation",
+    "TrainingInterrupted",
+    "evaluate",
+    "fit",
+    "train_step",
+]
+
+Array = NDArray[Any]
+Reduction = Literal["mean", "sum"]
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+METRICS_NAME = "metrics.jsonl"
+
+
+class DivergedError(UserError, ArithmeticError):
+    """The training loss, or a weight, became NaN or infinite."""
+
+    exit_code = 1
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during `fit`: the step was finished and, with an output folder, the state saved."""
+
+
+class Evaluation(NamedTuple):
+    """Mean loss, and the fraction of samples that a model gets wrong."""
+
+    loss: float
+    error: float
+    top_k_error: float
+
+
+@dataclass
+class _Run:
+    """Where a run stands; what a checkpoint keeps of it beside the tensors."""
+
+    epoch: int = 0  # epochs that are complete
+    step: int = 0  # steps done in the epoch under way, and their sums:
+    loss_sum: float = 0.0
+    misses: int = 0
+    seconds: float = 0.0
+    history: list[EpochMetrics] = field(default_factory=list)
+
+
+def fit(
+    model: Module,
+    optimizer: Optimizer,
+    data: Dataset,
+    *,
+    epochs: int,
+    batch_size: int = 100,
+    seed: int = 0,
+    reduction: Reduction = "mean",
+    schedule: Callable[[float], float] | None = None,
+    patience: int | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    config: dict[str, Any] | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+) -> list[EpochMetrics]:
+    """Train a classifier with cross-entropy.
+
+    Parameters
+    ----------
+    model : Module
+        Gives one score a class. Trained in place.
+    optimizer : Optimizer
+        Of the model's parameters.
+    data : Dataset
+    epochs : int
+        How many there shall be in the end; those of a resumed run count.
+    batch_size : int, default 100
+    seed : int, default 0
+        Of the order of the samples; see `Minibatches`. Dropout draws from the model's generator.
+    reduction : {"mean", "sum"}, default "mean"
+        How the losses of a batch become one. With "sum", learning rates are smaller by a factor
+        of the batch size.
+    schedule : callable, optional
+        From the number of epochs passed, a float, to the factor on every learning rate; asked
+        before each step.
+    patience : int, optional
+        Stop once the test error has not improved for so many epochs.
+    output : path, optional
+        Folder for ``checkpoint.safetensors``, written at the start and after each epoch, and for
+        ``metrics.jsonl`` with a line of `EpochMetrics` each. Made if need be.
+    resume : bool, default False
+        Go on from the checkpoint in `output`, with the state in it instead of the state of `model`
+        and `optimizer`. The result is that of a run without interruption, bit for bit. (To
+        rounding, if Ctrl-C came within an epoch and the optimizer has inactive="catch_up":
+        weights that are saved have to catch up first.)
+    config : dict, optional
+        Kept in the checkpoint; JSON.
+    progress : bool, default True
+        Print a line an epoch; on a terminal, a live one too.
+    on_epoch : callable, optional
+        Called with the metrics of each epoch, after they and the checkpoint are written.
+
+    Returns
+    -------
+    list of EpochMetrics
+        All epochs, those before a resumption too.
+
+    Raises
+    ------
+    DivergedError
+        If a loss or weight is no longer finite. The last checkpoint is one from before.
+    TrainingInterrupted
+        After Ctrl-C, which lets the step finish and writes a checkpoint. A second Ctrl-C does not
+        wait.
+    CheckpointError
+        If `resume` finds no checkpoint, or one of another model, optimizer or run; or if, without
+        `resume`, `output` holds a checkpoint already.
+    ValueError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> from numbadrop.data import artificial
+    >>> from numbadrop.nn import BatchwiseDropout, Linear, ReLU, Sequential
+    >>> from numbadrop.optim import SGD
+    >>> data = artificial(2, 200, 100, features=30, steps=3, noise=0.1)
+    >>> model = Sequential(Linear(30, 20), ReLU(), BatchwiseDropout(0.5), Linear(20, 2)).seed(0)
+    >>> history = fit(model, SGD(model.parameters(), lr=0.1), data, epochs=5, progress=False)
+    >>> len(history), history[-1].test_error < 0.1
+    (5, True)
+    """
+    if epochs < 0:
+        raise ValueError(f"epochs must not be negative, got {epochs}")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience must be at least 1, got {patience}")
+    if resume and output is None:
+        raise ValueError("resume needs output, the folder of the run")
+    minibatches = Minibatches(data.train_inputs, data.train_labels, batch_size, seed)
+    samples, steps = len(data.train_inputs), len(minibatches)
+    identity = {
+        "samples": samples,
+        "batch_size": batch_size,
+        "seed": seed,
+        "reduction": reduction,
+        "optimizer": type(optimizer).__name__,
+    }
+    folder = None if output is None else Path(output)
+    run = _start_run(folder, resume, model, optimizer, identity)
+
+    def save() -> None:
+        """Write a checkpoint, once the state is known to be worth keeping."""
+        now = Checkpoint.capture(model, optimizer, {**asdict(run), **identity}, config or {})
+        if not now.is_finite():
+            raise DivergedError("a weight, or a slot of the optimizer, is not finite")
+        if folder is not None:
+            save_checkpoint(folder / CHECKPOINT_NAME, now)
+
+    report = progress_for(epochs, steps) if progress else Silent()
+    try:
+        with report, _CtrlC() as ctrl_c, _mode(model, training=True):
+            if not resume:
+                save()
+            while run.epoch < epochs and not _is_stale(run.history, patience):
+                step_seconds = []
+                clock = time.perf_counter()
+                for x, y in minibatches.batches(run.epoch, start=run.step):
+                    if schedule is not None:
+                        optimizer.lr_scale = schedule(run.epoch + run.step / steps)
+                    loss, scores = train_step(model, optimizer, x, y, reduction)
+                    step_seconds.append(time.perf_counter() - clock)
+
+                    run.step += 1
+                    run.loss_sum += loss if reduction == "sum" else loss * len(y)
+                    run.misses += int(misses(scores, y).sum())
+                    run.seconds += step_seconds[-1]
+                    mean_loss = run.loss_sum / min(run.step * batch_size, samples)
+                    report.on_step(run.epoch + 1, run.step, mean_loss, step_seconds[-1])
+                    if ctrl_c.pressed and run.step < steps:
+                        save()
+                        raise TrainingInterrupted
+                    clock = time.perf_counter()
+
+                metrics = EpochMetrics(
+                    epoch=run.epoch + 1,
+                    train_loss=run.loss_sum / samples,
+                    train_error=run.misses / samples,
+                    test_error=evaluate(model, data.test_inputs, data.test_labels).error,
+                    seconds=run.seconds,
+                    step_ms_median=1e3 * median(step_seconds),
+                )
+                run = _Run(epoch=metrics.epoch, history=[*run.history, metrics])
+                save()
+                if folder is not None:
+                    append_metrics(folder / METRICS_NAME, metrics)
+                report.on_epoch(metrics)
+                if on_epoch is not None:
+                    on_epoch(metrics)
+                if ctrl_c.pressed:
+                    raise TrainingInterrupted
+    except DivergedError as error:
+        kept = f"; the last good state is in {folder / CHECKPOINT_NAME}" if folder else ""
+        raise DivergedError(
+            f"{error}, in epoch {run.epoch + 1} after {run.step} of {steps} steps{kept}. "
+            "A lower learning rate may help"
+        ) from None
+    except TrainingInterrupted:
+        kept = f"; {folder / CHECKPOINT_NAME} is ready to resume" if folder else ""
+        raise TrainingInterrupted(
+            f"interrupted in epoch {run.epoch + 1} after {run.step} of {steps} steps{kept}"
+        ) from None
+    return run.history
+
+
+def train_step(
+    model: Module, optimizer: Optimizer, x: Array, y: Array, reduction: Reduction = "mean"
+) -> tuple[float, Array]:
+    """Do one step of gradient descent on the cross-entropy of a minibatch.
+
+    Returns
+    -------
+    loss : float
+        Before the step, reduced over the batch.
+    scores : ndarray, shape (batch, classes)
+
+    Raises
+    ------
+    DivergedError
+        If the loss is not finite; the model is left as it was.
+    """
+    with _quiet_overflow():
+        scores = model(x)
+        loss = cross_entropy(scores, y, reduction)
+    value = float(loss)
+    if not math.isfinite(value):
+        raise DivergedError(f"the training loss is {value}")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return value, scores.value
+
+
+def evaluate(
+    model: Module, inputs: Array, labels: Array, *, top_k: int = 1, batch_size: int = 1000
+) -> Evaluation:
+    """Measure a classifier without dropout. The model and its mode stay as they are.
+
+    Parameters
+    ----------
+    model : Module
+    inputs : ndarray, shape (samples, features)
+    labels : ndarray of int, shape (samples,)
+    top_k : int, default 1
+        A sample counts in `top_k_error` if its label is not among so many highest scores.
+    batch_size : int, default 1000
+        How many samples pass through the model at a time.
+
+    Returns
+    -------
+    Evaluation
+        ``loss``, the mean cross-entropy, ``error`` and ``top_k_error``, fractions.
+
+    Raises
+    ------
+    ValueError
+        If there are no samples, or a label or `top_k` is out of range.
+    """
+    if len(inputs) != len(labels) or len(labels) == 0:
+        raise ValueError(
+            "inputs and labels must have one entry a sample and at least one sample, "
+            f"got shapes {inputs.shape} and {labels.shape}"
+        )
+    with no_grad(), _mode(model, training=False), _quiet_overflow():
+        scores = np.concatenate(
+            [
+                model(as_floats(inputs[first : first + batch_size])).value
+                for first in range(0, len(inputs), batch_size)
+            ]
+        )
+        loss = float(cross_entropy(scores, labels))
+    return Evaluation(loss, error_rate(scores, labels), top_k_error(scores, labels, top_k))
+
+
+def _start_run(
+    folder: Path | None,
+    resume: bool,
+    model: Module,
+    optimizer: Optimizer,
+    identity: dict[str, Any],
+) -> _Run:
+    """Return where the run stands, with the model and the files brought to that point."""
+    run = _Run()
+    if folder is None:
+        return run
+    path = folder / CHECKPOINT_NAME
+    if resume:
+        saved = load_checkpoint(path)
+        try:
+            differences = [
+                f"{name} {saved.progress[name]!r} there, {value!r} here"
+                for name, value in identity.items()
+                if saved.progress[name] != value
+            ]
+            run = _Run(**{name: saved.progress[name] for name in vars(run)})
+            run.history = [EpochMetrics(*row) for row in run.history]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: no progress of a run in it, {error}") from error
+        if differences:
+            raise CheckpointError(f"{path} is of another run: {'; '.join(differences)}")
+        saved.restore(model, optimizer)
+    elif path.exists():
+        raise CheckpointError(
+            f"{path} exists already: resume that run, or choose another folder for this one"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    # The checkpoint alone says how far the run has come. A line that was written after it, or
+    # half written, is of an epoch that will be done again.
+    write_metrics(folder / METRICS_NAME, run.history)
+    return run
+
+
+def _is_stale(history: list[EpochMetrics], patience: int | None) -> bool:
+    """Whether the lowest test error is `patience` epochs old."""
+    if patience is None or not history:
+        return False
+    errors = [metrics.test_error for metrics in history]
+    return len(errors) - 1 - errors.index(min(errors)) >= patience
+
+
+def _quiet_overflow() -> AbstractContextManager[None]:
+    """Let a net that has diverged answer NaN without a warning at each operation."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+@contextmanager
+def _mode(model: Module, training: bool) -> Iterator[None]:
+    """Put all modules into one mode for the length of a block."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+class _CtrlC:
+    """Takes note of the first Ctrl-C within a block; the second has its usual effect."""
+
+    pressed = False
+
+    def __enter__(self) -> Self:
+        # Python sets signal handlers in the main thread only, and knows those of C as None.
+        self.previous = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+        self.active = threading.current_thread() is threading.main_thread()
+        if self.active:
+            signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        self.pressed = True
+        signal.signal(signal.SIGINT, self.previous)
+
+    def __exit__(self, *error: object) -> None:
+        if self.active:
+            signal.signal(signal.SIGINT, self.previous)

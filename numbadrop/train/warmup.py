@@ -1,0 +1,74 @@
+"""Compiling ahead what a run needs, and telling whoever waits for it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from numbadrop import kernels
+from numbadrop.kernels import jit
+from numbadrop.train.fit import train_step
+from numbadrop.train.recipe import Recipe
+
+__all__ = ["cache_files", "warm_up"]
+
+SECONDS_UNTIL_SAID = 1.0
+"""Loading compiled code from the cache takes less; only a first run has something to say."""
+
+
+def warm_up(optimizers: Sequence[str], verbose: bool = False) -> None:
+    """Compile the kernels for float32 and the rules of some optimizers, or load them.
+
+    What takes long is announced on standard error while it happens.
+
+    Parameters
+    ----------
+    optimizers : sequence of {"sgd", "nag", "adam", "adamw"}
+    verbose : bool, default False
+        Announce everything.
+    """
+    # Large enough that every kernel runs on several threads.
+    batch, width = 100, 512
+    x, w = np.ones((batch, width), np.float32), np.ones((width, width), np.float32)
+    with _announced("matrix products on submatrices", verbose):
+        kernels.gathered_matmul(x, w)
+    for name in optimizers:
+        with _announced(f"the update rule of {name}", verbose):
+            model, optimizer = Recipe(hidden=(width,), optimizer=name).build(width, 2)
+            train_step(model, optimizer, x, np.zeros(batch, np.int64))
+
+
+def cache_files() -> tuple[Path, list[Path]]:
+    """Return the folder where Numba keeps the compiled kernels, and the files in it."""
+    folder = Path(jit._COMPILED[-1]._cache.cache_path)
+    return folder, sorted(path for path in folder.glob("*.nb[ci]"))
+
+
+@contextmanager
+def _announced(what: str, verbose: bool) -> Iterator[None]:
+    """Say what is being compiled, and then the time: always, or only if there is a wait."""
+    announcement = threading.Timer(
+        SECONDS_UNTIL_SAID, _say, (f"compiling {what} for this machine, once ...",)
+    )
+    announcement.daemon = True
+    if verbose:
+        _say(f"{what} ...")
+    else:
+        announcement.start()
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        announcement.cancel()
+    if verbose or time.perf_counter() - began > SECONDS_UNTIL_SAID:
+        _say(f"    {time.perf_counter() - began:.1f} s")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201

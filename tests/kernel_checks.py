@@ -1,0 +1,233 @@
+"""What the tests of kernels share.
+
+Arrays laid out in memory in every way, index sets of every kind, and products that are compared
+with `numbadrop.kernels.reference` in a wider type, within the bound that the theory of rounding
+gives (Higham 2002, section 3.1) and no other. Fresh processes import this module too, so that it
+needs NumPy and numbadrop alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import sysconfig
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import numbadrop
+from numbadrop import kernels
+from numbadrop.index_set import IndexSet
+from numbadrop.kernels import reference
+
+Array = NDArray[Any]
+
+PRODUCTS = ("gathered_matmul", "gathered_matmul_t", "matmul_at", "scatter_matmul")
+DTYPES = (np.float32, np.float64)
+LAYOUTS = ("C", "F", "offset", "padded", "padded F", "reversed", "spread", "unaligned")
+SETS = ("none", "all", "one", "run", "sparse", "half", "most")
+WIDE = np.longdouble
+
+
+def laid_out(values: Array, layout: str, fill: float = np.nan) -> tuple[Array, Array]:
+    """Return a copy of a matrix with a layout in memory, and all the memory that it lies in.
+
+    Every other element of that memory holds `fill`.
+    """
+    rows, cols = values.shape
+    if layout == "unaligned":
+        memory = np.zeros(values.nbytes + 1, np.uint8)
+        array = memory[1:].view(values.dtype).reshape(rows, cols)
+    else:
+        shape, view = {
+            "C": ((rows, cols), np.s_[:, :]),
+            "F": ((cols, rows), np.s_[:, :]),
+            "offset": ((1, rows * cols + 1), np.s_[:, 1:]),
+            "padded": ((rows + 2, cols + 5), np.s_[1:-1, 2:-3]),
+            "padded F": ((cols + 2, rows + 5), np.s_[1:-1, 2:-3]),
+            "reversed": ((rows, cols), np.s_[::-1, ::-1]),
+            "spread": ((3 * rows, 2 * cols), np.s_[::3, 1::2]),
+        }[layout]
+        memory = np.full(shape, fill, values.dtype)
+        array = memory[view]
+        if layout in ("F", "padded F"):
+            array = array.T
+        array = array.reshape(rows, cols) if layout == "offset" else array
+    array[...] = values
+    return array, memory
+
+
+def make_set(kind: str, size: int, rng: np.random.Generator) -> IndexSet | None:
+    """Return an index set on an axis of `size` units; an empty axis has none."""
+    if kind == "none" or size == 0:
+        return None
+    if kind == "all":
+        return IndexSet.all(size)
+    if kind == "run":
+        start, stop = sorted(rng.choice(size + 1, 2, replace=False))
+        return IndexSet(np.arange(start, stop), size)
+    kept = {"one": 1, "sparse": size // 9, "half": size // 2, "most": size - size // 9}[kind]
+    return IndexSet.all(size).sample(rng, max(1, kept))
+
+
+def count(units: IndexSet | None, size: int) -> int:
+    return size if units is None else len(units)
+
+
+def block(shape: tuple[int, int], rows: IndexSet | None, cols: IndexSet | None) -> Any:
+    return np.ix_(
+        np.arange(shape[0]) if rows is None else rows.indices,
+        np.arange(shape[1]) if cols is None else cols.indices,
+    )
+
+
+def gamma(depth: int, dtype: Any) -> Any:
+    """Return the greatest relative error of a sum of `depth` products, of the sum of magnitudes."""
+    unit = WIDE(np.finfo(dtype).eps) / 2
+    return depth * unit / (1 - depth * unit) + depth * WIDE(np.finfo(WIDE).eps)
+
+
+def assert_product(
+    name: str,
+    left: Array,
+    right: Array,
+    rows: IndexSet | None = None,
+    cols: IndexSet | None = None,
+    *,
+    out: Array | None = None,
+    alpha: float = 1.0,
+) -> Array:
+    """Check one product of any operands against the reference; return the result.
+
+    `left` and `right` are the first two arguments. A scatter needs `out`, which it adds to.
+    """
+    sets = {} if name == "matmul_at" else {"rows": rows, "cols": cols}
+    wide = left.astype(WIDE), right.astype(WIDE)
+    size = abs(wide[0]), abs(wide[1])
+    oracle = getattr(reference, name)
+    if name == "scatter_matmul":
+        assert out is not None
+        before = out.copy()
+        depth = left.shape[0] + 2
+        expected = oracle(*wide, **sets, out=out.astype(WIDE), alpha=WIDE(alpha))
+        largest = oracle(*size, **sets, out=abs(out.astype(WIDE)), alpha=abs(WIDE(alpha)))
+        result = kernels.scatter_matmul(left, right, **sets, out=out, alpha=alpha)
+        touched = np.zeros(out.shape, np.bool_)
+        touched[block(out.shape, rows, cols)] = True
+        assert_same_bits(out[~touched], before[~touched])
+        assert result is out
+        result, expected, largest = result[touched], expected[touched], largest[touched]
+    else:
+        depth = left.shape[0 if name == "matmul_at" else 1]
+        expected = oracle(*wide, **sets)
+        largest = oracle(*size, **sets)
+        result = getattr(kernels, name)(left, right, **sets, out=out)
+        assert out is None or result is out
+        assert result.shape == expected.shape
+        assert result.dtype == left.dtype
+    error = abs(result - expected)
+    assert np.all(error <= gamma(depth, left.dtype) * largest), (
+        f"error {np.max(error - gamma(depth, left.dtype) * largest)} over the bound"
+    )
+    return out if name == "scatter_matmul" and out is not None else result
+
+
+def operands(
+    name: str,
+    dtype: Any,
+    sizes: tuple[int, int, int],
+    rows: IndexSet | None,
+    cols: IndexSet | None,
+    rng: np.random.Generator,
+    whole_numbers: bool = False,
+) -> tuple[Array, Array]:
+    """Return the first two arguments of a product; weights that take no part are NaN."""
+    batch, n_in, n_out = sizes
+
+    def draw(*shape: int) -> Array:
+        if whole_numbers:
+            return rng.integers(-9, 10, shape).astype(dtype)
+        return rng.standard_normal(shape).astype(dtype)
+
+    x, g = draw(batch, count(rows, n_in)), draw(batch, count(cols, n_out))
+    if name in ("matmul_at", "scatter_matmul"):
+        return x, g
+    w = np.full((n_in, n_out), np.nan, dtype)
+    inside = block(w.shape, rows, cols)
+    w[inside] = draw(*w[inside].shape)
+    return (x if name == "gathered_matmul" else g), w
+
+
+def assert_same_bits(one: Array, other: Array) -> None:
+    """Check two arrays bit by bit: NaNs and signed zeros count."""
+    assert one.dtype == other.dtype
+    assert one.shape == other.shape
+    assert one.tobytes() == other.tobytes()
+
+
+def canary(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return NaNs whose payloads differ, so that even a NaN that is written is seen."""
+    words = {4: (np.uint32, 0x7FC00000), 8: (np.uint64, 0x7FF8000000000000)}
+    word, nan = words[np.dtype(dtype).itemsize]
+    payload = np.arange(1, 1 + int(np.prod(shape)), dtype=word) & word(0xFFFFF)
+    return (payload | word(nan)).view(dtype).reshape(shape)
+
+
+def check_many(dtypes: Any = DTYPES) -> str:
+    """Check a compact set of products; return a digest of all results."""
+    digest = hashlib.sha256()
+    shapes = [(1, 1, 1), (3, 20, 37), (13, 100, 129), (70, 90, 80), (5, 1030, 50), (530, 7, 65)]
+    for name in PRODUCTS:
+        for dtype in dtypes:
+            for number, (sizes, layout) in enumerate(zip(shapes * 2, LAYOUTS * 2, strict=False)):
+                rng = np.random.default_rng([number, zlib.crc32(name.encode())])
+                kinds = ("none", "none") if name == "matmul_at" else rng.choice(SETS, 2)
+                rows, cols = (
+                    make_set(kind, size, rng) for kind, size in zip(kinds, sizes[1:], strict=True)
+                )
+                left, right = operands(name, dtype, sizes, rows, cols, rng)
+                out = rng.standard_normal(sizes[1:]).astype(dtype)
+                right, _ = laid_out(right, layout)
+                result = assert_product(
+                    name, left, right, rows, cols, out=out if name == "scatter_matmul" else None
+                )
+                digest.update(result.tobytes())
+    return digest.hexdigest()
+
+
+def python(
+    *arguments: str, env: Mapping[str, str | None] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run a fresh Python that can import this module; a variable that is None is removed."""
+    merged = dict(os.environ)
+    # The package under test, wherever it was imported from.
+    paths = [str(Path(__file__).parent), str(Path(numbadrop.__file__).parent.parent)]
+    changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONFAULTHANDLER": "1", **(env or {})}
+    for name, value in changes.items():
+        merged.pop(name, None)
+        if value is not None:
+            merged[name] = value
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=merged,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def answer(*arguments: str, env: Mapping[str, str | None] | None = None, timeout: float = 120):
+    """Return what a fresh Python printed; its failure is the test's."""
+    done = python(*arguments, env=env, timeout=timeout)
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+IS_X86 = "x86_64" in sysconfig.get_platform() or "amd64" in sysconfig.get_platform()

@@ -1,0 +1,421 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numbadrop import ops
+from numbadrop.autograd import Variable, no_grad
+from numbadrop.index_set import IndexSet
+from numbadrop.nn import (
+    Activation,
+    BatchwiseDropout,
+    Dropout,
+    Flatten,
+    LeakyReLU,
+    Linear,
+    Module,
+    Parameter,
+    Pattern,
+    ReLU,
+    Residual,
+    Sequential,
+    Sigmoid,
+    Tanh,
+    cross_entropy,
+    mse,
+)
+
+X = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+PART_OF_FOUR = Activation(Variable(X[:, :3]), IndexSet([0, 1, 2], 4))
+
+
+class Spy(Linear):
+    """A Linear that remembers which blocks of its weights were asked for."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.blocks = []
+
+    def __call__(self, x, units=None):
+        y = super().__call__(x, units)
+        self.blocks.append((Activation.of(x).units, y.units))
+        return y
+
+
+class TestActivation:
+    def test_of(self):
+        a = Activation.of(X)
+        assert a.units == IndexSet.all(4)
+        assert Activation.of(a) is a
+        assert Activation.of(Variable(X)).value is X
+
+    @given(
+        a=st.sets(st.integers(0, 5), min_size=1),
+        b=st.sets(st.integers(0, 5), min_size=1),
+        shape=st.sampled_from([(2,), (0,), (2, 3)]),
+    )
+    def test_sum_lives_on_the_union(self, a, b, shape):
+        def activation(kept):
+            values = np.arange(1.0, 1 + np.prod([*shape, len(kept)])).reshape(*shape, len(kept))
+            return Activation(Variable(values, True), IndexSet(sorted(kept), 6))
+
+        left, right = activation(a), activation(b)
+        total = left + right
+        assert total.units == IndexSet(sorted(a | b), 6)
+        np.testing.assert_array_equal(total.dense(), left.dense() + right.dense())
+        total.values.backward(np.ones(total.values.shape))
+        np.testing.assert_array_equal(left.values.grad, np.ones(left.value.shape))
+
+    def test_sum_with_an_array(self):
+        np.testing.assert_array_equal((X + Activation.of(X)).value, 2 * X)
+
+    @pytest.mark.parametrize(
+        ("error", "message", "x"),
+        [
+            (TypeError, "x must be an ndarray, Variable or Activation, got list", [[1.0]]),
+            (ValueError, r"x must have shape \(batch, ..., units\), got \(3,\)", np.ones(3)),
+            (TypeError, "x must be float32 or float64, got int64", np.ones((2, 2), int)),
+        ],
+    )
+    def test_bad_input(self, error, message, x):
+        with pytest.raises(error, match=message):
+            ReLU()(x)
+
+    def test_values_that_do_not_fit_the_units(self):
+        with pytest.raises(ValueError, match=r"must have 1 units on their last axis, got shape"):
+            Activation(Variable(X), IndexSet([1], 4))
+
+
+class TestLinear:
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_initial_values(self, dtype):
+        layer = Linear(400, 300, gain=2.0, dtype=dtype).seed(0)
+        assert layer.weight.dtype == layer.bias.dtype == dtype
+        assert 0.099 < np.abs(layer.weight.value).max() <= np.float32(0.1)
+        np.testing.assert_allclose(layer.weight.value.std(), 0.1 / np.sqrt(3), rtol=0.01)
+        assert (layer.bias.value == 0).all()
+        assert Linear(3, 2, bias=False).bias is None
+
+    @pytest.mark.parametrize(
+        ("error", "message", "x", "units"),
+        [
+            (ValueError, r"x must have shape \(batch, 3\), got \(2, 4\) with 4", X, None),
+            (ValueError, r"x must have shape \(batch, 3\), got \(2, 1, 3\)", X[:, None, :3], None),
+            (ValueError, r"x must have .* got \(2, 3\) with 4", PART_OF_FOUR, None),
+            (TypeError, "x must be float32 as weight, got float64", np.ones((2, 3)), None),
+            (ValueError, "units must be of 5 output units, got of 4", X[:, :3], IndexSet([1], 4)),
+        ],
+    )  # fmt: skip
+    def test_bad_input(self, error, message, x, units):
+        with pytest.raises(error, match=message):
+            Linear(3, 5)(x, units)
+
+    def test_bad_declarations(self):
+        with pytest.raises(ValueError, match="in_features must be at least 1, got 0"):
+            Linear(0, 3)
+        with pytest.raises(ValueError, match="gain must be finite and not negative, got -1"):
+            Linear(3, 3, gain=-1.0)
+        with pytest.raises(TypeError, match="value must be float32 or float64, got float16"):
+            Linear(3, 3, dtype=np.float16)
+
+    def test_empty_batch(self):
+        net = Sequential(BatchwiseDropout(0.5), Linear(4, 6), Sigmoid(), Dropout(0.5), Linear(6, 3))
+        logits = net(X[:0])
+        assert logits.value.shape == (0, 3)
+        loss = cross_entropy(logits, np.zeros(0, int), "sum")
+        loss.backward()
+        assert float(loss) == 0
+        assert all((p.grad + np.zeros(p.shape) == 0).all() for p in net.parameters())
+
+
+class TestUnitwise:
+    @pytest.mark.parametrize(
+        ("layer", "function"),
+        [
+            (ReLU(), lambda x: np.maximum(x, 0)),
+            (LeakyReLU(0.2), lambda x: np.where(x > 0, x, 0.2 * x)),
+            (Tanh(), np.tanh),
+            (Sigmoid(), lambda x: 1 / (1 + np.exp(-x))),
+        ],
+    )
+    def test_value_on_the_wanted_units(self, layer, function):
+        units = IndexSet([0, 3], 4)
+        y = layer(X, units)
+        assert y.units == units
+        np.testing.assert_allclose(y.value, function(X[:, [0, 3]]), rtol=1e-6)
+        with pytest.raises(ValueError, match="unit 3 of other is not in this set"):
+            layer(Activation.of(X).take(IndexSet([0, 1], 4)), units)
+
+    def test_bad_slope(self):
+        with pytest.raises(ValueError, match="negative_slope must be finite, got nan"):
+            LeakyReLU(float("nan"))
+
+    def test_flatten(self):
+        images = np.arange(12.0).reshape(2, 3, 2)
+        units = IndexSet([1, 5], 6)
+        np.testing.assert_array_equal(Flatten()(images, units).value, [[1, 5], [7, 11]])
+        assert Flatten()(images[:0]).value.shape == (0, 6)
+        kept = Activation.of(images).take(IndexSet([0], 2))
+        with pytest.raises(ValueError, match="x must have all of its 2 units, got 1"):
+            Flatten()(kept)
+        flat = Activation.of(X).take(IndexSet([1], 4))
+        assert Flatten()(flat) is flat
+
+
+class TestDropout:
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_independent(self, dtype):
+        layer = Dropout(0.25).seed(0)
+        x = np.full((100, 200), 3.0, dtype)
+        y = layer(x).value
+        assert y.dtype == dtype
+        assert set(np.unique(y)) == {0, dtype(4.0)}
+        # 20,000 draws: four standard deviations are 0.0123.
+        np.testing.assert_allclose((y == 0).mean(), 0.25, atol=0.0123)
+        assert layer.eval()(x).value is x
+
+    @given(n=st.integers(1, 30), p=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 9))
+    def test_batchwise(self, n, p, seed):
+        layer = BatchwiseDropout(p).seed(seed)
+        x = np.random.default_rng(seed).standard_normal((3, n))
+        y = layer(x)
+        kept = max(1, round(n * (1 - p)))
+        assert len(y.units) == kept
+        np.testing.assert_array_equal(y.value, x[:, y.units.indices] * (n / kept))
+        assert layer.eval()(x).value is x
+
+    def test_batchwise_draws_every_unit_equally_often(self):
+        layer = BatchwiseDropout(0.5).seed(0)
+        within = IndexSet([0, 2, 3, 5, 6, 9], 10)
+        counts = sum(layer.draw(within).units.mask() for _ in range(4000))
+        assert (counts[~within.mask()] == 0).all()
+        # Binomial(4000, 1/2): four standard deviations are 126.
+        np.testing.assert_allclose(counts[within.mask()], 2000, atol=126)
+
+    def test_a_pattern_drawn_ahead(self):
+        layer = BatchwiseDropout(0.5)
+        pattern = Pattern(IndexSet([1, 2], 4), 2.0)
+        np.testing.assert_array_equal(layer(X, pattern=pattern).value, 2 * X[:, 1:3])
+        compact = Activation(Variable(X[:, 1:3]), pattern.units)
+        np.testing.assert_array_equal(layer(compact, pattern=pattern).value, 2 * X[:, 1:3])
+
+    def test_dropped_inputs_are_never_read(self):
+        layer = BatchwiseDropout(0.5).seed(3)
+        kept = copy.deepcopy(layer).draw(IndexSet.all(4)).units
+        x = np.where(kept.mask(), X, np.nan)
+        assert np.isfinite(Sequential(layer, Linear(4, 2))(x).value).all()
+
+    @pytest.mark.parametrize("layer", [Dropout, BatchwiseDropout])
+    @pytest.mark.parametrize("p", [-0.1, 1.0, float("nan"), 2])
+    def test_bad_p(self, layer, p):
+        with pytest.raises(ValueError, match=r"p, the fraction dropped, must be in \[0, 1\), got"):
+            layer(p)
+
+
+class TestSequential:
+    def test_dropped_outputs_are_never_computed(self):
+        net = Sequential(
+            BatchwiseDropout(0.25), Spy(4, 8), ReLU(), Tanh(), BatchwiseDropout(0.5), Spy(8, 3)
+        ).seed(0)
+        first, last = net.layers[1], net.layers[5]
+        net(X)
+        (rows, cols), (inner, out) = first.blocks[0], last.blocks[0]
+        assert (len(rows), len(cols)) == (3, 4)
+        assert inner == cols
+        assert out.is_all
+        net.eval()(X)
+        assert all(units.is_all for units in (*first.blocks[1], *last.blocks[1]))
+
+    def test_looking_ahead_changes_no_value(self):
+        layers = Linear(4, 8), Sigmoid(), BatchwiseDropout(0.5), Linear(8, 3)
+        planned = Sequential(*layers).seed(5)(X).value
+        planned_again = Sequential(*layers).seed(5)(X).value
+        net = Sequential(*layers).seed(5)
+        x = X
+        for layer in net.layers:
+            x = layer(x)
+        np.testing.assert_array_equal(planned, planned_again)
+        np.testing.assert_allclose(planned, x.value, rtol=1e-6)
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_units_wanted_from_outside_reach_the_last_producer(self, nested):
+        spy = Spy(8, 6)
+        tail = (spy, ReLU(), BatchwiseDropout(0.5), Tanh())
+        net = Sequential(Linear(4, 8), *([Sequential(*tail)] if nested else tail))
+        wanted = IndexSet([0, 2, 3, 5], 6)
+        kept = net(X, wanted).units
+        assert len(kept) == 2
+        assert (wanted.mask() >= kept.mask()).all()
+        assert spy.blocks[0][1] == kept
+        net.eval()
+        assert net(X, wanted).units == wanted
+        assert spy.blocks[1][1] == wanted
+
+    def test_a_nested_net_is_asked_for_the_kept_units_only(self):
+        spy = Spy(8, 6)
+        net = Sequential(Sequential(Linear(4, 8), BatchwiseDropout(0.5), spy, ReLU()))
+        net = Sequential(*net.layers, BatchwiseDropout(0.5), Linear(6, 2)).seed(1)
+        net(X)
+        assert [len(units) for units in spy.blocks[0]] == [4, 3]
+
+    def test_unitwise_layers_alone(self):
+        net = Sequential(ReLU(), Tanh())
+        assert net.unitwise
+        wanted = IndexSet([1], 4)
+        assert net(X, wanted).units == wanted
+        assert Sequential()(X).value is X
+        dropping = Sequential(Linear(4, 8), Sequential(ReLU(), BatchwiseDropout(0.5)), Linear(8, 2))
+        assert dropping(X).value.shape == (2, 2)
+
+    def test_two_dropouts_in_one_tail(self):
+        dropout = BatchwiseDropout(0.5)
+        net = Sequential(Linear(4, 8), dropout, ReLU(), dropout).seed(0)
+        layer = net.layers[0]
+        y = net(X)
+        assert len(y.units) == 2
+        expected = np.maximum(X @ layer.weight.value, 0)[:, y.units.indices] * 4
+        np.testing.assert_allclose(y.value, expected, rtol=1e-5)
+
+    def test_bad_layers(self):
+        with pytest.raises(TypeError, match="layer 1 must be a Module, got type"):
+            Sequential(Linear(4, 4), ReLU)
+        with pytest.raises(TypeError, match="block must be a Module, got int"):
+            Residual(3)
+
+
+class TestResidual:
+    def test_shares_the_pattern_of_its_input(self):
+        first, inner, last = Spy(4, 6), Spy(6, 6), Spy(6, 3)
+        block = Sequential(ReLU(), Linear(6, 6), BatchwiseDropout(0.5), inner)
+        net = Sequential(first, BatchwiseDropout(0.5), Residual(block), Residual(block), last)
+        net.seed(0)(X)
+        units = first.blocks[0][1]
+        assert len(units) == 3
+        assert [cols for _, cols in inner.blocks] == [units, units]
+        assert last.blocks[0][0] == units
+
+    def test_dropout_behind_it_spares_the_block_the_dropped_units(self):
+        inner = Spy(4, 4)
+        net = Sequential(Residual(inner), ReLU(), BatchwiseDropout(0.5)).seed(0)
+        units = net(X).units
+        assert len(units) == 2
+        assert inner.blocks == [(IndexSet.all(4), units)]
+
+    def test_block_of_another_width(self):
+        with pytest.raises(ValueError, match="units must be of 5 output units, got of 4"):
+            Residual(Linear(4, 5))(X)
+
+
+class Net(Module):
+    def __init__(self):
+        self.inner = Linear(4, 3)
+        self.again = self.inner
+        self.scale = Parameter(np.ones(3, np.float32))
+        self.body = Sequential(Dropout(0.5), Linear(3, 2, bias=False))
+
+    def __call__(self, x, units=None):
+        x = self.again(self.inner(x))
+        return self.body(x.values * self.scale, units)
+
+
+class TestModule:
+    def test_parameters_are_found_once(self):
+        net = Net()
+        names = ["scale", "inner.weight", "inner.bias", "body.1.weight"]
+        assert [name for name, _ in net.named_parameters()] == names
+        assert net.parameters() == [p for _, p in net.named_parameters()]
+        assert len(net.modules()) == 5
+
+    def test_modes(self):
+        net = Net()
+        assert net.eval() is net
+        assert not any(module.training for module in net.modules())
+        assert all(module.training for module in net.train().modules())
+
+    def test_seed_decides_everything(self):
+        def make(seed):
+            net = Sequential(Dropout(0.5), Linear(4, 8), BatchwiseDropout(0.5), Linear(8, 2))
+            return net.seed(seed)
+
+        def outputs(net):
+            return np.concatenate([net(X).value for _ in range(3)])
+
+        np.testing.assert_array_equal(outputs(make(1)), outputs(make(1)))
+        assert (outputs(make(1)) != outputs(make(2))).any()
+        net = make(np.random.default_rng(1))
+        assert all(module.rng is net.rng for module in net.modules())
+        np.testing.assert_array_equal(outputs(net), outputs(make(1)))
+
+    def test_global_state_is_neither_read_nor_changed(self):
+        before = np.random.get_state()[1].copy()  # noqa: NPY002
+        a, b = (Sequential(Linear(4, 8), Dropout(0.5))(X).value for _ in range(2))
+        assert (a != b).any()
+        np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+    def test_zero_grad(self):
+        net = Linear(4, 2)
+        mse(net(X), np.zeros((2, 2), np.float32)).backward()
+        net.zero_grad()
+        assert all(p.grad is None for p in net.parameters())
+
+    def test_state_round_trip(self):
+        a, b = Net().seed(1), Net().seed(2)
+        state = a.state_dict()
+        b.load_state_dict(state)
+        for name, parameter in b.named_parameters():
+            np.testing.assert_array_equal(parameter.value, state[name])
+            assert parameter.value is not state[name]
+        state["scale"][:] = 7  # A copy.
+        assert (a.scale.value == 1).all()
+
+    @pytest.mark.parametrize(
+        ("error", "message", "change"),
+        [
+            (KeyError, "state lacks scale, inner.bias", {"scale": None, "inner.bias": None}),
+            (KeyError, "state has the unexpected outer", {"outer": np.ones(3)}),
+            (ValueError, r"'scale'\] must be .* of shape \(3,\), got", {"scale": np.ones(4, "f4")}),
+            (ValueError, r"'scale'\] must be float32 .* got float64", {"scale": np.ones(3)}),
+        ],
+    )
+    def test_a_state_that_does_not_fit_changes_nothing(self, error, message, change):
+        net = Net()
+        before = net.state_dict()
+        state = {name: value + 1 for name, value in before.items()} | change
+        with pytest.raises(error, match=message):
+            net.load_state_dict({k: v for k, v in state.items() if v is not None})
+        for name, value in net.state_dict().items():
+            np.testing.assert_array_equal(value, before[name])
+
+    def test_a_parameter_owns_its_value(self):
+        value = np.ones(3)
+        Parameter(value).value[0] = 5
+        assert value[0] == 1
+
+    def test_a_module_without_a_call(self):
+        with pytest.raises(NotImplementedError, match="Module does not define __call__"):
+            Module()(X)
+
+
+class TestLosses:
+    def test_take_what_a_net_returns(self):
+        net = Linear(4, 3)
+        labels = [0, 2]
+        for given_ in (net(X), net(X).values, net(X).value):
+            expected = ops.cross_entropy(net(X).value, labels)
+            assert float(cross_entropy(given_, labels)) == float(expected)
+        assert float(mse(net(X), net(X).value)) == 0
+
+    def test_all_units_are_wanted(self):
+        part = Activation.of(X).take(IndexSet([0, 1], 4))
+        with pytest.raises(ValueError, match="logits must have all of its 4 units, got 2"):
+            cross_entropy(part, [0, 0])
+        with pytest.raises(ValueError, match="prediction must have all of its 4 units, got 2"):
+            mse(part, X)
+
+    def test_no_grad(self):
+        with no_grad():
+            assert not cross_entropy(Linear(4, 3)(X), [0, 1]).requires_grad

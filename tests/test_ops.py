@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numbadrop import kernels, ops
+from numbadrop.autograd import Block, Variable, check_grads
+from numbadrop.index_set import IndexSet
+
+seeds = st.integers(0, 999)
+
+
+def subset(size):
+    chosen = st.sets(st.integers(0, size - 1), min_size=1)
+    return st.none() | chosen.map(lambda units: IndexSet(sorted(units), size))
+
+
+class TestLinear:
+    @given(rows=subset(5), cols=subset(4), bias=st.booleans(), batch=st.integers(0, 3), seed=seeds)
+    def test_value_and_gradients(self, rows, cols, bias, batch, seed):
+        rng = np.random.default_rng(seed)
+        row_units = rows or IndexSet.all(5)
+        col_units = cols or IndexSet.all(4)
+        x = rng.standard_normal((batch, len(row_units)))
+        w = rng.standard_normal((5, 4))
+        b = rng.standard_normal(4) if bias else None
+        block = np.ix_(row_units.indices, col_units.indices)
+        expected = x @ w[block] + (b[col_units.indices] if bias else 0)
+        np.testing.assert_allclose(ops.linear(x, w, b, rows, cols).value, expected, atol=1e-13)
+        check_grads(ops.linear, [x, w, b, rows, cols])
+
+        weight = Variable(w, requires_grad=True)
+        ops.linear(x, weight, b, rows, cols).backward(np.ones(expected.shape))
+        assert isinstance(weight.grad, Block) != (row_units.is_all and col_units.is_all)
+
+    def test_other_weights_are_never_read(self):
+        w, b = np.full((5, 4), np.nan), np.full(4, np.nan)
+        rows, cols = IndexSet([1, 3], 5), IndexSet([0, 2], 4)
+        w[np.ix_(rows.indices, cols.indices)] = 1
+        b[cols.indices] = 1
+        x, w, b = (Variable(a, requires_grad=True) for a in (np.ones((3, 2)), w, b))
+        y = ops.linear(x, w, b, rows, cols)
+        y.backward(np.ones((3, 2)))
+        for array in (y.value, x.grad, w.grad.values, b.grad.values):
+            assert np.isfinite(array).all()
+
+    def test_the_input_gradient_is_not_computed_unless_asked_for(self, monkeypatch):
+        monkeypatch.setattr(kernels, "gathered_matmul_t", None)
+        w = Variable(np.ones((2, 2)), requires_grad=True)
+        ops.linear(np.ones((1, 2)), w).backward(np.ones((1, 2)))
+        with pytest.raises(TypeError):
+            ops.linear(Variable(np.ones((1, 2)), True), w).backward(np.ones((1, 2)))
+
+    def test_bad_bias(self):
+        x, w = np.ones((1, 2), np.float32), np.ones((2, 3), np.float32)
+        for b in (np.ones(1, np.float32), np.ones(3)):
+            with pytest.raises(ValueError, match=r"b must be float32 of shape \(3,\), got"):
+                ops.linear(x, w, b)
+
+
+@pytest.mark.parametrize("op", [ops.relu, ops.leaky_relu, ops.tanh, ops.sigmoid])
+class TestElementwise:
+    @given(seed=seeds)
+    def test_gradient(self, op, seed):
+        x = np.random.default_rng(seed).uniform(-4, 4, (3, 4))
+        x[np.abs(x) < 1e-3] = 1.0  # Away from the kink.
+        check_grads(op, [x])
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_dtype_and_empty_batch(self, op, dtype):
+        for batch in (0, 2):
+            x = Variable(np.ones((batch, 3), dtype), requires_grad=True)
+            y = op(x)
+            y.backward(np.ones((batch, 3), dtype))
+            assert y.dtype == x.grad.dtype == dtype
+            assert y.shape == x.grad.shape == (batch, 3)
+
+    def test_nan_is_not_hidden(self, op):
+        assert np.isnan(op(np.array([np.nan])).value).all()
+
+    def test_extremes(self, op):
+        x = Variable(np.array([-1e4, 1e4], np.float32), requires_grad=True)
+        y = op(x)
+        y.backward(np.ones(2, np.float32))
+        assert np.isfinite(y.value).all()
+        assert np.isfinite(x.grad).all()
+
+
+def test_sigmoid_and_its_slope_keep_their_relative_precision():
+    x = Variable(np.array([-60.0, -30.0, 0.3, 30.0, 60.0]), requires_grad=True)
+    y = ops.sigmoid(x)
+    y.backward(np.ones(5))
+    tail = [math.exp(-abs(v)) for v in x.value]
+    slope = [t / (1 + t) ** 2 for t in tail]
+    value = [(1 if v > 0 else t) / (1 + t) for v, t in zip(x.value, tail, strict=True)]
+    np.testing.assert_allclose(y.value, value, rtol=1e-15)
+    np.testing.assert_allclose(x.grad, slope, rtol=1e-15)
+
+
+def test_leaky_relu_slope():
+    check_grads(ops.leaky_relu, [np.array([-2.0, 3.0]), -1.0])
+    np.testing.assert_array_equal(ops.leaky_relu(np.array([-2.0, 3.0]), -1.0).value, [2.0, 3.0])
+
+
+class TestUnits:
+    @given(kept=st.sets(st.integers(0, 5), min_size=1), shape=st.sampled_from([(2,), (0,), (2, 3)]))
+    def test_take_and_place(self, kept, shape):
+        positions = np.array(sorted(kept))
+        x = np.random.default_rng(0).standard_normal((*shape, 6))
+        taken = ops.take_units(x, positions, 3.0)
+        np.testing.assert_array_equal(taken.value, 3 * x[..., positions])
+        placed = ops.place_units(taken, positions, 6).value
+        mask = np.isin(np.arange(6), positions)
+        np.testing.assert_array_equal(placed, np.where(mask, 3 * x, 0))
+        check_grads(ops.take_units, [x, positions, 3.0])
+        check_grads(ops.place_units, [x[..., : len(positions)], positions, 6])
+
+    def test_flatten(self):
+        x = np.arange(12.0).reshape(2, 3, 2)
+        np.testing.assert_array_equal(ops.flatten(x).value, x.reshape(2, 6))
+        assert ops.flatten(x[:0]).shape == (0, 6)
+        check_grads(ops.flatten, [x])
+
+
+class TestCrossEntropy:
+    @given(batch=st.integers(1, 4), reduction=st.sampled_from(["mean", "sum"]), seed=seeds)
+    def test_against_the_definition(self, batch, reduction, seed):
+        rng = np.random.default_rng(seed)
+        logits, labels = rng.standard_normal((batch, 3)) * 3, rng.integers(3, size=batch)
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        expected = getattr(np, reduction)([-math.log(p[i, y]) for i, y in enumerate(labels)])
+        loss = ops.cross_entropy(logits, labels, reduction)
+        np.testing.assert_allclose(float(loss), expected, rtol=1e-12)
+        check_grads(ops.cross_entropy, [logits, labels, reduction], atol=1e-7)
+
+    def test_against_pytorch_in_float32(self):
+        torch = pytest.importorskip("torch")
+        rng = np.random.default_rng(1)
+        logits = (rng.standard_normal((50, 10)) * 20).astype(np.float32)
+        labels = rng.integers(10, size=50)
+        ours, theirs = Variable(logits, True), torch.tensor(logits, requires_grad=True)
+        loss = ops.cross_entropy(ours, labels)
+        loss.backward()
+        expected = torch.nn.functional.cross_entropy(theirs, torch.tensor(labels))
+        expected.backward()
+        assert loss.dtype == ours.grad.dtype == np.float32
+        np.testing.assert_allclose(loss.value, expected.detach().numpy(), rtol=1e-6)
+        np.testing.assert_allclose(ours.grad, theirs.grad.numpy(), atol=1e-8)
+
+    def test_huge_logits(self):
+        logits = Variable(np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32), True)
+        loss = ops.cross_entropy(logits, [0, 0], "sum")
+        loss.backward()
+        assert float(loss) == 2e4
+        np.testing.assert_array_equal(logits.grad, [[0, 0], [-1, 1]])
+
+    @pytest.mark.parametrize(
+        ("error", "message", "labels"),
+        [
+            (ValueError, r"labels must be in \[0, 3\), labels\[1\] is 3", [0, 3]),
+            (ValueError, r"labels must be in \[0, 3\), labels\[0\] is -1", [-1, 0]),
+            (ValueError, r"labels\[1\] is nan", [0, np.nan]),
+            (ValueError, r"labels\[0\] is inf", [np.inf, 0]),
+            (TypeError, r"labels must be integers in \[0, 3\), got dtype float64", [0.0, 1.0]),
+            (TypeError, "got dtype bool", [True, False]),
+            (ValueError, r"labels must have shape \(2,\) as logits, got \(3,\)", [0, 1, 2]),
+            (ValueError, r"labels must have shape \(2,\) as logits, got \(2, 1\)", [[0], [1]]),
+        ],
+    )
+    def test_bad_labels(self, error, message, labels):
+        with pytest.raises(error, match=message):
+            ops.cross_entropy(np.zeros((2, 3)), labels)
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"logits must have shape \(batch, classes\), got"):
+            ops.cross_entropy(np.zeros(3), [0])
+        with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'none'"):
+            ops.cross_entropy(np.zeros((1, 3)), [0], "none")
+        with pytest.raises(ValueError, match="logits is empty, and so has no mean"):
+            ops.cross_entropy(np.zeros((0, 3)), np.zeros(0, int))
+        assert float(ops.cross_entropy(np.zeros((0, 3)), np.zeros(0, int), "sum")) == 0
+
+
+class TestMse:
+    @given(reduction=st.sampled_from(["mean", "sum"]), seed=seeds)
+    def test_against_the_definition(self, reduction, seed):
+        rng = np.random.default_rng(seed)
+        prediction, target = rng.standard_normal((2, 3, 4))
+        expected = getattr(np, reduction)((prediction - target) ** 2)
+        np.testing.assert_allclose(float(ops.mse(prediction, target, reduction)), expected)
+        check_grads(ops.mse, [prediction, target, reduction])
+
+    def test_float32(self):
+        prediction = Variable(np.ones((2, 2), np.float32), True)
+        loss = ops.mse(prediction, np.zeros((2, 2), np.float32))
+        loss.backward()
+        assert loss.dtype == prediction.grad.dtype == np.float32
+
+    @pytest.mark.parametrize(
+        ("error", "message", "target"),
+        [
+            (ValueError, r"target must have shape \(2, 1\), got \(2,\)", np.zeros(2)),
+            (TypeError, "target must be float64, got float32", np.zeros((2, 1), np.float32)),
+            (ValueError, "target must be finite", np.array([[0], [np.nan]])),
+            (ValueError, "target must be finite", np.array([[0], [-np.inf]])),
+        ],
+    )
+    def test_bad_target(self, error, message, target):
+        with pytest.raises(error, match=message):
+            ops.mse(np.zeros((2, 1)), target)
+
+    def test_empty(self):
+        assert float(ops.mse(np.zeros((0, 1)), np.zeros((0, 1)), "sum")) == 0
+        with pytest.raises(ValueError, match="prediction is empty"):
+            ops.mse(np.zeros((0, 1)), np.zeros((0, 1)))

@@ -1,0 +1,423 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numbadrop.autograd import Block
+from numbadrop.index_set import IndexSet
+from numbadrop.nn import Linear, Parameter, Sequential
+from numbadrop.optim import NAG, SGD, Adam, AdamW, rules, schedules
+
+ALL = [
+    (SGD, {"lr": 0.1}),
+    (SGD, {"lr": 0.1, "weight_decay": 0.3}),
+    (SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3}),
+    (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.4}),
+    (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.3}),
+    (NAG, {"lr": 0.1, "momentum": 0.9}),
+    (Adam, {"lr": 0.1}),
+    (Adam, {"lr": 0.1, "betas": (0.5, 0.8), "eps": 1e-3, "weight_decay": 0.3}),
+    (AdamW, {"lr": 0.1, "weight_decay": 0.3}),
+]
+every_optimizer = pytest.mark.parametrize(("make", "options"), ALL)
+LINEAR = [(make, options) for make, options in ALL if make in (SGD, NAG)]
+
+units = st.sets(st.integers(0, 5), min_size=1).map(lambda kept: IndexSet(sorted(kept), 6))
+
+
+def draw_blocks(rng, count):
+    """Gradients of a (6, 6) matrix and a (6,) vector, as blocks on random units."""
+    for _ in range(count):
+        rows, cols = (IndexSet.all(6).sample(rng, int(rng.integers(1, 7))) for _ in range(2))
+        yield (
+            Block(rng.standard_normal((len(rows), len(cols))), (rows, cols)),
+            Block(rng.standard_normal(len(cols)), (cols,)),
+        )
+
+
+def state_of(optimizer):
+    return {name: np.copy(value) for name, value in optimizer.state_dict().items()}
+
+
+class TestAgainstPyTorch:
+    """Dense gradients: the same numbers as the optimizers of the same names."""
+
+    @pytest.mark.parametrize(("make", "options"), [o for o in ALL if o[0] is not NAG])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_dense(self, make, options, dtype):
+        torch = pytest.importorskip("torch")
+        rng = np.random.default_rng(0)
+        parameters = [Parameter(rng.standard_normal(n).astype(dtype)) for n in ((3, 4), 5)]
+        theirs = [torch.tensor(p.value, requires_grad=True) for p in parameters]
+        ours, other = make(parameters, **options), getattr(torch.optim, make.__name__)(theirs)
+        for group in other.param_groups:
+            group.update(options)
+        for step in range(20):
+            ours.lr_scale = 0.95**step
+            other.param_groups[0]["lr"] = options["lr"] * 0.95**step
+            for parameter, tensor in zip(parameters, theirs, strict=True):
+                parameter.grad = rng.standard_normal(parameter.shape).astype(dtype)
+                tensor.grad = torch.tensor(parameter.grad)
+            ours.step()
+            other.step()
+        for parameter, tensor in zip(parameters, theirs, strict=True):
+            assert parameter.dtype == dtype
+            tolerance = 50 * np.finfo(dtype).eps
+            expected = tensor.detach().numpy()
+            np.testing.assert_allclose(parameter.value, expected, rtol=tolerance, atol=tolerance)
+
+    @pytest.mark.parametrize(("make", "options"), [o for o in ALL if o[0] is SGD])
+    def test_catching_up_is_a_masked_dense_step(self, make, options):
+        torch = pytest.importorskip("torch")
+        rng = np.random.default_rng(1)
+        parameters = [Parameter(rng.standard_normal(shape)) for shape in ((6, 6), (6,))]
+        theirs = [torch.tensor(p.value, requires_grad=True) for p in parameters]
+        ours = make(parameters, **options, inactive="catch_up")
+        other = torch.optim.SGD(theirs, **options)
+        for step, blocks in enumerate(draw_blocks(rng, 600)):
+            ours.lr_scale = other.param_groups[0]["lr"] = 1 / (1 + step)
+            other.param_groups[0]["lr"] *= options["lr"]
+            for parameter, tensor, block in zip(parameters, theirs, blocks, strict=True):
+                parameter.grad, tensor.grad = block, torch.tensor(block.dense())
+            ours.step()
+            other.step()
+            if step % 50 == 0:
+                for parameter, tensor, block in zip(parameters, theirs, blocks, strict=True):
+                    parameter.refresh(*block.index)
+                    at = np.ix_(*(kept.indices for kept in block.index))
+                    expected = tensor.detach().numpy()[at]
+                    np.testing.assert_allclose(parameter.value[at], expected, rtol=1e-11)
+        ours.catch_up()
+        for parameter, tensor in zip(parameters, theirs, strict=True):
+            np.testing.assert_allclose(parameter.value, tensor.detach().numpy(), rtol=1e-11)
+
+
+class TestRules:
+    """The rule that Numba compiles is the rule that NumPy runs."""
+
+    @pytest.mark.parametrize(
+        ("rule", "slots"),
+        [
+            (rules.SGDRule(0.1, 0.2), 0),
+            (rules.MomentumRule(0.9, 0.7, 0.2, 0.1, 0.05), 1),
+            (rules.NAGRule(0.9, 0.01, 1.9), 1),
+            (rules.AdamRule(0.9, 0.1, 0.99, 0.01, 0.1, 1.5, 1e-3, 0.2, 0.95), 2),
+        ],
+    )
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @given(rows=units, cols=units, seed=st.integers(0, 99))
+    def test_same_for_numba_and_numpy(self, rule, slots, dtype, rows, cols, seed):
+        from numbadrop.kernels import reference, update_block
+
+        function = {
+            rules.SGDRule: rules.sgd,
+            rules.MomentumRule: rules.momentum,
+            rules.NAGRule: rules.nag,
+            rules.AdamRule: rules.adam,
+        }[type(rule)]
+        rng = np.random.default_rng(seed)
+        value = rng.standard_normal((6, 6)).astype(dtype)
+        kept = rng.random((slots, 6, 6)).astype(dtype)
+        grad = rng.standard_normal((len(rows), len(cols))).astype(dtype)
+        expected_value, expected_kept = value.copy(), kept.copy()
+        reference.update_block(function, rule, expected_value, expected_kept, grad, rows, cols)
+        update_block(rule, value, kept, grad, rows, cols)
+        tolerance = 8 * np.finfo(dtype).eps
+        np.testing.assert_allclose(value, expected_value, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(kept, expected_kept, rtol=tolerance, atol=tolerance)
+
+    def test_nag_is_momentum_descent_seen_one_step_ahead(self):
+        # Sutskever et al. 2013, equations 3 and 4: v = mu v - step g(theta + mu v); theta += v.
+        def gradient(theta):
+            return np.array([1.0, 10.0]) * theta
+
+        mu, lr = 0.8, 0.3
+        theta, v = np.array([1.0, -2.0]), np.zeros(2)
+        parameter = Parameter(theta)
+        optimizer = NAG([parameter], lr, mu)
+        for _ in range(10):
+            parameter.grad = gradient(parameter.value)
+            optimizer.step()
+            v = mu * v - lr * (1 - mu) * gradient(theta + mu * v)
+            theta = theta + v
+            np.testing.assert_allclose(parameter.value, theta + mu * v, rtol=1e-12)
+
+
+class TestFrozen:
+    @every_optimizer
+    @given(seed=st.integers(0, 99))
+    def test_a_step_is_the_dense_step_where_active_and_nothing_elsewhere(self, make, options, seed):
+        rng = np.random.default_rng(seed)
+        w, b = rng.standard_normal((6, 6)), rng.standard_normal(6)
+        ours, dense = ([Parameter(w), Parameter(b)] for _ in range(2))
+        optimizer, other = make(ours, **options), make(dense, **options)
+        for blocks in draw_blocks(rng, 4):
+            before = [(p.value.copy(), np.copy(optimizer._states[p].slots)) for p in ours]
+            for parameter, twin, block in zip(ours, dense, blocks, strict=True):
+                parameter.grad, twin.grad = block, block.dense()
+            optimizer.step()
+            other.step()
+            for parameter, twin, block, (value, slots) in zip(
+                ours, dense, blocks, before, strict=True
+            ):
+                active = np.ix_(*(kept.indices for kept in block.index))
+                expected, expected_slots = value, slots
+                expected[active] = twin.value[active]
+                new_slots = other._states[twin].slots
+                expected_slots[(..., *active)] = new_slots[(..., *active)]
+                np.testing.assert_array_equal(parameter.value, expected)
+                np.testing.assert_array_equal(optimizer._states[parameter].slots, expected_slots)
+                twin.value[...], new_slots[...] = expected, expected_slots
+
+    def test_a_parameter_without_a_gradient_is_left_alone(self):
+        a, b = Parameter(np.ones(2)), Parameter(np.ones(2))
+        optimizer = SGD([a, b], lr=1.0, weight_decay=0.5)
+        a.grad = np.zeros(2)
+        optimizer.step()
+        np.testing.assert_array_equal(a.value, [0.5, 0.5])
+        np.testing.assert_array_equal(b.value, [1, 1])
+        optimizer.zero_grad()
+        assert a.grad is None
+
+
+class TestCatchUp:
+    @pytest.mark.parametrize(("make", "options"), LINEAR)
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-4), (np.float64, 1e-11)])
+    def test_equals_dense_steps(self, make, options, dtype, tolerance):
+        rng = np.random.default_rng(0)
+        values = [rng.standard_normal(shape).astype(dtype) for shape in ((6, 6), (6,))]
+        ours, dense = ([Parameter(v) for v in values] for _ in range(2))
+        optimizer, other = make(ours, **options, inactive="catch_up"), make(dense, **options)
+        for step, blocks in enumerate(draw_blocks(rng, 300)):
+            optimizer.lr_scale = other.lr_scale = math.cos(step / 200)
+            for parameter, twin, block in zip(ours, dense, blocks, strict=True):
+                parameter.grad = Block(block.values.astype(dtype), block.index)
+                twin.grad = parameter.grad.dense()
+            optimizer.step()
+            other.step()
+        state, expected = optimizer.state_dict(), other.state_dict()
+        for number, (parameter, twin) in enumerate(zip(ours, dense, strict=True)):
+            np.testing.assert_allclose(parameter.value, twin.value, rtol=tolerance, atol=tolerance)
+            assert state[f"{number}.steps"] == expected[f"{number}.steps"] == 300
+            if f"{number}.slots" in expected:
+                np.testing.assert_allclose(
+                    state[f"{number}.slots"],
+                    expected[f"{number}.slots"],
+                    rtol=tolerance,
+                    atol=tolerance,
+                )
+
+    def test_only_the_block_is_touched(self):
+        parameter = Parameter(np.ones((3, 3)))
+        optimizer = NAG([parameter], lr=0.1, inactive="catch_up")
+        parameter.grad = np.ones((3, 3))
+        optimizer.step()
+        before = parameter.value.copy()
+        some = IndexSet([1], 3)
+        parameter.grad = Block(np.ones((1, 1)), (some, some))
+        optimizer.step()
+        outside = ~np.outer(some.mask(), some.mask())
+        np.testing.assert_array_equal(parameter.value[outside], before[outside])
+        parameter.refresh(some, None)
+        assert (parameter.value[1] != before[1]).all()
+        np.testing.assert_array_equal(parameter.value[[0, 2]], before[[0, 2]])
+        parameter.refresh()
+        assert (parameter.value != before).all()
+
+    def test_a_model_never_shows_stale_weights(self):
+        def run(inactive):
+            net = Sequential(Linear(4, 3, dtype=np.float64)).seed(0)
+            weight = net.layers[0].weight
+            optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9, inactive=inactive)
+            some = IndexSet([0], 4), IndexSet([1], 3)
+            for _ in range(3):
+                block = Block(np.ones((1, 1)), some)
+                weight.grad = block if inactive == "catch_up" else block.dense()
+                optimizer.step()
+                weight.grad = np.ones((4, 3))
+                optimizer.step()
+                weight.grad = block if inactive == "catch_up" else block.dense()
+                optimizer.step()
+            return net, optimizer
+
+        (net, _), (dense, _) = run("catch_up"), run("frozen")
+        x = np.ones((2, 4))
+        np.testing.assert_allclose(net(x).value, dense(x).value, rtol=1e-13)
+        (net, _) = run("catch_up")
+        for name, value in net.state_dict().items():
+            np.testing.assert_allclose(value, dense.state_dict()[name], rtol=1e-13)
+        net, optimizer = run("catch_up")
+        fresh = {name: np.full_like(value, 2.0) for name, value in net.state_dict().items()}
+        net, optimizer = run("catch_up")
+        net.load_state_dict(fresh)  # No missed step may change what was loaded.
+        optimizer.catch_up()
+        assert (net.layers[0].weight.value == 2).all()
+        net, optimizer = run("catch_up")
+        net.seed(3)
+        drawn = net.layers[0].weight.value.copy()
+        optimizer.catch_up()
+        np.testing.assert_array_equal(net.layers[0].weight.value, drawn)
+
+    @pytest.mark.parametrize("make", [Adam, AdamW])
+    def test_adam_refuses(self, make):
+        with pytest.raises(
+            ValueError, match="knows inactive='frozen' only: its step is not linear"
+        ):
+            make([Parameter(np.ones(2))], inactive="catch_up")
+
+    @pytest.mark.parametrize("inactive", ["frozen", "catch_up"])
+    def test_an_optimizer_takes_over_from_another(self, inactive):
+        parameter = Parameter(np.ones(2))
+        first = NAG([parameter], lr=0.1, inactive="catch_up")
+        for grad in (np.ones(2), Block(np.ones(1), (IndexSet([0], 2),))):
+            parameter.grad = grad
+            first.step()
+        stale = parameter.value.copy()
+        NAG([parameter], lr=0.1, inactive=inactive)
+        taken_over = parameter.value.copy()
+        assert (taken_over != stale).any()
+        parameter.refresh()
+        first.catch_up()
+        np.testing.assert_array_equal(parameter.value, taken_over)
+
+
+class TestGroups:
+    def test_each_has_its_own_hyper_parameters(self):
+        a, b, c = (Parameter(np.zeros(1)) for _ in range(3))
+        optimizer = SGD([{"params": [a], "lr": 1.0}, {"params": iter([b, c])}], lr=10.0)
+        for parameter in (a, b, c):
+            parameter.grad = np.ones(1)
+        optimizer.lr_scale = 0.5
+        optimizer.step()
+        optimizer.param_groups[1]["lr"] = 20.0
+        optimizer.step()
+        assert [float(p.value[0]) for p in (a, b, c)] == [-1.0, -15.0, -15.0]
+
+    @pytest.mark.parametrize(
+        ("error", "message", "make"),
+        [
+            (ValueError, "params is empty", lambda p: SGD([], lr=1)),
+            (TypeError, "must hold Parameters, got ndarray", lambda p: SGD([np.ones(2)], lr=1)),
+            (TypeError, "dicts with 'params', got dict", lambda p: SGD([{"lr": 1}], lr=1)),
+            (ValueError, r"parameter of shape \(2,\) twice", lambda p: SGD([p, p], lr=1)),
+            (
+                ValueError,
+                r"a group of params has \['beta'\], known are \['lr', 'momentum'\]",
+                lambda p: NAG([{"params": [p], "beta": 1}], lr=1),
+            ),
+            (ValueError, r"lr must be in \[0, inf\), got -1", lambda p: SGD([p], lr=-1)),
+            (ValueError, r"lr must be in \[0, inf\), got nan", lambda p: NAG([p], lr=math.nan)),
+            (ValueError, r"lr must be .* got -2", lambda p: SGD([{"params": [p], "lr": -2}], lr=1)),
+            (ValueError, r"momentum must be in \[0, 1\), got 1", lambda p: NAG([p], 1, 1)),
+            (ValueError, "weight_decay must be", lambda p: AdamW([p], weight_decay=-1)),
+            (ValueError, r"betas\[1\] must be in \[0, 1\), got 1", lambda p: Adam([p], 1, (0, 1))),
+            (ValueError, r"eps must be in \(0, inf\), got 0", lambda p: Adam([p], eps=0)),
+            (ValueError, "nesterov wants momentum above 0", lambda p: SGD([p], 1, nesterov=True)),
+            (ValueError, "'frozen' or 'catch_up', got 'x'", lambda p: SGD([p], 1, inactive="x")),
+        ],
+    )
+    def test_bad_input(self, error, message, make):
+        with pytest.raises(error, match=message):
+            make(Parameter(np.ones(2)))
+
+    def test_momentum_cannot_appear_later(self):
+        parameter = Parameter(np.ones(2))
+        optimizer = SGD([parameter], lr=1.0)
+        optimizer.param_groups[0]["momentum"] = 0.9
+        parameter.grad = np.ones(2)
+        with pytest.raises(ValueError, match="momentum was 0 when SGD was made"):
+            optimizer.step()
+
+    @pytest.mark.parametrize(
+        ("error", "message", "grad"),
+        [
+            (ValueError, r"parameter 1 must have shape \(2,\), got \(3,\)", np.ones(3)),
+            (TypeError, "parameter 1 must be float64, got float32", np.ones(2, np.float32)),
+        ],
+    )
+    def test_a_bad_gradient_changes_nothing(self, error, message, grad):
+        a, b = Parameter(np.ones(2)), Parameter(np.ones(2))
+        optimizer = SGD([a, b], lr=1.0)
+        a.grad, b.grad = np.ones(2), grad
+        with pytest.raises(error, match=message):
+            optimizer.step()
+        assert (a.value == 1).all()
+
+
+class TestState:
+    @every_optimizer
+    def test_resumes_bit_for_bit(self, make, options):
+        def start():
+            rng = np.random.default_rng(0)
+            parameters = [Parameter(rng.standard_normal(shape)) for shape in ((6, 6), (6,))]
+            return parameters, make(parameters, **options)
+
+        def train(parameters, optimizer, blocks):
+            for pair in blocks:
+                parameters[0].grad, parameters[1].grad = pair
+                optimizer.step()
+
+        blocks = list(draw_blocks(np.random.default_rng(1), 6))
+        parameters, optimizer = start()
+        train(parameters, optimizer, blocks[:3])
+        optimizer.lr_scale = 0.25
+        values, state = [p.value.copy() for p in parameters], optimizer.state_dict()
+        train(parameters, optimizer, blocks[3:])
+
+        resumed, again = start()
+        for parameter, value in zip(resumed, values, strict=True):
+            parameter.value[...] = value
+        again.load_state_dict(state)
+        train(resumed, again, blocks[3:])
+        for parameter, twin in zip(parameters, resumed, strict=True):
+            np.testing.assert_array_equal(parameter.value, twin.value)
+        for name, value in state_of(optimizer).items():
+            np.testing.assert_array_equal(value, state_of(again)[name])
+
+    @pytest.mark.parametrize(
+        ("error", "message", "change"),
+        [
+            (KeyError, "state lacks 0.slots", {"0.slots": None}),
+            (KeyError, "state has the unexpected 2.slots", {"2.slots": np.ones(2)}),
+            (ValueError, r"'1.slots'\] must be .*\(1, 3\), got", {"1.slots": np.ones((2, 3))}),
+            (ValueError, r"'0.slots'\] must be float64", {"0.slots": np.ones((1, 2), "f4")}),
+            (ValueError, r"'1.steps'\] must be int64 .* got float64", {"1.steps": 2.0}),
+        ],
+    )
+    def test_a_state_that_does_not_fit_changes_nothing(self, error, message, change):
+        optimizer = NAG([Parameter(np.ones(2)), Parameter(np.ones(3))], lr=1.0)
+        before = state_of(optimizer)
+        state = {name: value + 1 for name, value in before.items()} | change
+        with pytest.raises(error, match=message):
+            optimizer.load_state_dict({k: v for k, v in state.items() if v is not None})
+        for name, value in state_of(optimizer).items():
+            np.testing.assert_array_equal(value, before[name])
+
+
+class TestSchedules:
+    def test_values(self):
+        assert schedules.constant()(7.5) == 1
+        assert schedules.exponential(0.5)(3) == math.exp(-1.5)
+        cosine = schedules.cosine(4)
+        expected = [1, (1 + math.sqrt(0.5)) / 2, 0.5, 0, 0]
+        np.testing.assert_allclose([cosine(e) for e in (0, 1, 2, 4, 9)], expected, atol=1e-15)
+        step = schedules.step(1.5, 0.1)
+        np.testing.assert_allclose([step(e) for e in (0, 1.4, 1.5, 3)], [1, 1, 0.1, 0.01])
+
+    @pytest.mark.parametrize(
+        ("make", "arguments", "message"),
+        [
+            (schedules.exponential, [-1], "rate must be finite and not negative, got -1"),
+            (schedules.exponential, [math.nan], "rate must be"),
+            (schedules.cosine, [0], "epochs must be finite and positive, got 0"),
+            (schedules.step, [0, 0.5], "every must be finite and positive, got 0"),
+            (schedules.step, [1, 0], r"factor must be in \(0, 1\], got 0"),
+        ],
+    )
+    def test_bad_input(self, make, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            make(*arguments)
