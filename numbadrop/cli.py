@@ -248,7 +248,12 @@ def _train(
         f"{len(history)} epochs with {sum(m.seconds for m in history):.1f} s of training"
     )
     if output is not None:
-        _draw_curve(output, history, f"{data.name}, {recipe.pattern} dropout")
+        _draw_curve(
+            output,
+            history,
+            "no dropout" if recipe.pattern == "none" else f"{recipe.pattern} dropout",
+            data.name,
+        )
     if recipe.pattern != "none":
         times = step_times({"with": recipe, "without": replace(recipe, pattern="none")}, data)
         print(
@@ -355,11 +360,11 @@ def _described(recipe: Recipe, data: Dataset) -> str:
     )
 
 
-def _draw_curve(output: Path, history: list[EpochMetrics], title: str) -> None:
+def _draw_curve(output: Path, history: list[EpochMetrics], label: str, title: str) -> None:
     from numbadrop.train import plot_curves
 
     try:
-        plot_curves({"error": history}, output / "curve.png", title)
+        plot_curves({label: history}, output / "curve.png", title)
     except MissingExtraError as error:  # Not worth failing for, now that the net is trained.
         print(f"no curve.png: {error}", file=sys.stderr)
     print(f"{output} holds {', '.join(sorted(path.name for path in output.iterdir()))}")

@@ -8,6 +8,7 @@ against it once, here, instead of in each kernel.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,13 @@ def check_indices(name: str, indices: ArrayLike, size: int) -> Indices:
     return array
 
 
+def _check_size(size: Any) -> int:
+    try:
+        return operator.index(size)
+    except TypeError:
+        raise TypeError(f"size must be an integer, got {size!r}") from None
+
+
 class IndexSet:
     """A non-empty set of units on an axis of known size.
 
@@ -125,14 +133,16 @@ class IndexSet:
     size: int
     is_all: bool
     address: int
+    _hash: int | None
 
     def __init__(self, indices: ArrayLike, size: int) -> None:
+        size = _check_size(size)
         self._freeze(check_indices("indices", indices, size).copy(), size)
 
     def _freeze(self, indices: Indices, size: int) -> None:
         indices.flags.writeable = False
         object.__setattr__(self, "indices", indices)
-        object.__setattr__(self, "size", int(size))
+        object.__setattr__(self, "size", size)
         object.__setattr__(self, "is_all", len(indices) == size)
         address = 0 if self.is_all else indices.__array_interface__["data"][0]
         object.__setattr__(self, "address", address)
@@ -148,12 +158,16 @@ class IndexSet:
     @classmethod
     def all(cls, size: int) -> IndexSet:
         """Return the set of every unit of an axis with `size` units."""
+        size = _check_size(size)
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         return cls._trusted(np.arange(size, dtype=np.int64), size)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"an IndexSet is frozen, cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"an IndexSet is frozen, cannot delete {name!r}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return IndexSet, (self.indices, self.size)
@@ -173,9 +187,11 @@ class IndexSet:
         )
 
     def __hash__(self) -> int:
-        if self._hash is None:
-            object.__setattr__(self, "_hash", hash((self.size, self.indices.tobytes())))
-        return self._hash
+        known = self._hash
+        if known is None:
+            known = hash((self.size, self.indices.tobytes()))
+            object.__setattr__(self, "_hash", known)
+        return known
 
     def __repr__(self) -> str:
         if self.is_all:

@@ -9,7 +9,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.index_set import IndexSet, check_indices
 
-__all__ = ["Units", "check_dtype", "check_matrix", "check_out", "check_same_dtype", "check_units", "resolve"]
+__all__ = [
+    "Units",
+    "check_apart",
+    "check_dtype",
+    "check_is_array",
+    "check_matrix",
+    "check_out",
+    "check_same_dtype",
+    "check_units",
+    "resolve",
+]
 
 Units = IndexSet | ArrayLike | None
 """The kept units of an axis: a set, ascending unique integers, a boolean mask, or None for all."""
@@ -52,8 +62,9 @@ def resolve(name: str, units: Units, size: int) -> IndexSet | None:
     return None if units.is_all else units
 
 
-def check_units(name: str, axis: int, length: int, units_name: str, units: IndexSet | None,
-                size: int) -> None:
+def check_units(
+    name: str, axis: int, length: int, units_name: str, units: IndexSet | None, size: int
+) -> None:
     """Refuse an operand whose compact axis does not have one column for each kept unit."""
     kept = size if units is None else len(units)
     if length != kept:
@@ -63,11 +74,30 @@ def check_units(name: str, axis: int, length: int, units_name: str, units: Index
         )
 
 
-def check_out(out: Array, shape: tuple[int, int], dtype: np.dtype[Any], **inputs: Array) -> None:
-    """Refuse an `out` that cannot be written, has another shape or dtype, or overlaps an input."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
-    if out.shape != shape:
+def check_is_array(name: str, array: Any) -> None:
+    """Refuse what cannot be changed in place, or would have to be copied to be read."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
+
+
+def check_apart(name: str, array: Array, **others: Array) -> None:
+    """Refuse an array to be written that shares memory with others."""
+    for other_name, other in others.items():
+        if np.shares_memory(array, other):
+            raise ValueError(f"{name} overlaps {other_name}")
+
+
+def check_out(
+    out: Array, shape: tuple[int, int] | None, dtype: np.dtype[Any], **inputs: Array
+) -> None:
+    """Refuse an `out` that cannot be written, does not fit, or overlaps an input or itself.
+
+    With None as `shape`, any two dimensions fit.
+    """
+    check_is_array("out", out)
+    if shape is None and out.ndim != 2:
+        raise ValueError(f"out must be two-dimensional, got shape {out.shape}")
+    if shape is not None and out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     if out.dtype != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
@@ -75,6 +105,19 @@ def check_out(out: Array, shape: tuple[int, int], dtype: np.dtype[Any], **inputs
         raise ValueError("out is read-only")
     if not out.flags.aligned:
         raise ValueError("out is not aligned to its element size")
-    for name, array in inputs.items():
-        if np.shares_memory(out, array):
-            raise ValueError(f"out overlaps {name}")
+    check_apart("out", out, **inputs)
+    if not out.flags.c_contiguous and _overlaps_itself(out):
+        raise ValueError(f"out overlaps itself, its strides are {out.strides}")
+
+
+def _overlaps_itself(array: Array) -> bool:
+    reach = array.itemsize
+    for stride, length in sorted(
+        (abs(stride), length)
+        for stride, length in zip(array.strides, array.shape, strict=True)
+        if length > 1
+    ):
+        if stride < reach:
+            return True
+        reach += stride * (length - 1)
+    return False

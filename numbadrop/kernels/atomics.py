@@ -62,7 +62,7 @@ def compare_and_swap(typingctx: Any, address: Any, expected: Any, value: Any) ->
 
 @intrinsic
 def relax(typingctx: Any) -> Any:
-    """Tell the CPU that this is a loop that waits: it saves power, and cedes to a sibling thread."""
+    """Tell the CPU that this loop waits: it saves power, and cedes to a sibling thread."""
     machine = llvm.get_process_triple().split("-")[0]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
+from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-__all__ = ["Kernel", "inlined", "inner", "native_function", "native_kernel"]
+__all__ = ["Kernel", "cache_folder", "inlined", "inner", "native_function", "native_kernel"]
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 """Without the interpreter lock; division without a zero check, which would branch in every loop."""
@@ -43,6 +44,11 @@ def _sources_stamp() -> str:
         for source in sorted((package / folder).rglob("*.py")):
             digest.update(source.read_bytes())
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return where the machine code is kept between processes."""
+    return Path(FunctionCache(cache_folder).cache_path)
 
 
 def native_function(function: Callable[..., Any], signature: Any) -> Any:
@@ -98,5 +104,7 @@ def native_kernel(function: Callable[..., Any], first: Any) -> Kernel:
     """
     i64 = numba.types.int64
     native = native_function(function, numba.types.void(numba.types.CPointer(first), i64, i64))
+    call = ctypes.cast(native, _PROTOTYPE)
     address = ctypes.cast(native, ctypes.c_void_p).value
-    return Kernel(address, _PROTOTYPE(address))
+    assert address is not None
+    return Kernel(address, call)

@@ -47,9 +47,11 @@ def _check_types(rows: Any, cols: Any, out: Any, **matrices: Any) -> None:
     for name, kind in (("rows", rows), ("cols", cols)):
         if not (
             _is_none(kind)
-            or isinstance(kind, types.Array)
-            and kind.ndim == 1
-            and isinstance(kind.dtype, types.Integer | types.Boolean)
+            or (
+                isinstance(kind, types.Array)
+                and kind.ndim == 1
+                and isinstance(kind.dtype, types.Integer | types.Boolean)
+            )
         ):
             raise errors.TypingError(
                 f"{name} must be None or a one-dimensional array of integers or booleans, "

@@ -8,8 +8,8 @@ calling thread, so that the caller's own `prange` decides what is parallel.
 from __future__ import annotations
 
 import ctypes
+import numbers
 import struct
-from typing import Any
 
 import numba
 import numpy as np
@@ -260,9 +260,9 @@ def scatter_matmul(
     x, g = check_matrix("x", x), check_matrix("g", g)
     check_same_dtype("x", x, "g", g)
     _check_batch(x, g)
-    if not isinstance(out, np.ndarray) or out.ndim != 2:
-        raise ValueError(f"out must be a two-dimensional NumPy array, got {np.shape(out)}")
-    check_out(out, out.shape, x.dtype, x=x, g=g)
+    check_out(out, None, x.dtype, x=x, g=g)
+    if not isinstance(alpha, numbers.Real):
+        raise TypeError(f"alpha must be a real number, got {alpha!r}")
     row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
     check_units("x", 1, x.shape[1], "rows", row_set, out.shape[0])
     check_units("g", 1, g.shape[1], "cols", col_set, out.shape[1])

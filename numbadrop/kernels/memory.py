@@ -14,7 +14,16 @@ from numba.extending import intrinsic
 
 from numbadrop.kernels.jit import inner
 
-__all__ = ["as_address", "as_pointer", "first_of", "keep_alive", "load", "load_index", "pointer", "store"]
+__all__ = [
+    "as_address",
+    "as_pointer",
+    "first_of",
+    "keep_alive",
+    "load",
+    "load_index",
+    "pointer",
+    "store",
+]
 
 
 def pointer(builder: Any, address: Any) -> Any:

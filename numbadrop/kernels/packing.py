@@ -29,7 +29,7 @@ from numbadrop.kernels.memory import load, load_index, pointer, store
 __all__ = ["Axis", "Matrix", "offset", "pack", "unit", "workspace"]
 
 _WORDS = MACHINE.vector_bytes // 4
-"""Registers are permuted by 32-bit words, so that float64 is a pair of words, not a second kernel."""
+"""Registers are permuted by 32-bit words: float64 is a pair of words, not a second kernel."""
 _CHUNK = 64
 """Depth that is transposed at a time: the strip of a panel must fit L1."""
 _I32 = ir.IntType(32)
@@ -80,9 +80,7 @@ def offset(axis, position):
 
 
 @intrinsic
-def _move_window(
-    typingctx: Any, alpha: Any, target: Any, source: Any, positions: Any
-) -> Any:
+def _move_window(typingctx: Any, alpha: Any, target: Any, source: Any, positions: Any) -> Any:
     """Write to `target` the register at `source`, its words permuted by the int32 `positions`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

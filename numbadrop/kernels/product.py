@@ -56,7 +56,7 @@ def _align(address):
 
 @inner
 def share(total, parts, number):
-    """Return where part `number` of `total` things begins, when the parts are as equal as can be."""
+    """Return where part `number` of `total` things begins, the parts as equal as can be."""
     return total * number // parts
 
 

@@ -176,7 +176,7 @@ class _Crew:
             thread.join()
 
 
-_threads = numba.config.NUMBA_NUM_THREADS
+_threads: int = numba.config.NUMBA_NUM_THREADS
 _crew: _Crew | None = None
 _making = threading.Lock()
 

@@ -9,6 +9,7 @@ probability in use nearly every cache line of an active row holds an active weig
 from __future__ import annotations
 
 import ctypes
+import numbers
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -20,9 +21,9 @@ from numba import carray
 from numba.extending import overload
 
 from numbadrop.kernels import threads
-from numbadrop.kernels.arrays import Array, Units, check_dtype, resolve
+from numbadrop.kernels.arrays import Array, Units, check_apart, check_dtype, check_is_array, resolve
 from numbadrop.kernels.elements import bytes_of
-from numbadrop.kernels.jit import Kernel, inner, native_kernel
+from numbadrop.kernels.jit import Kernel, native_kernel
 from numbadrop.kernels.memory import as_address, as_pointer, first_of, load_index
 from numbadrop.kernels.packing import Axis, unit
 from numbadrop.kernels.product import share
@@ -56,9 +57,9 @@ def element_rule(hyper: type, slots: int) -> Callable[[Function], Function]:
     Returns
     -------
     callable
-        A decorator for ``function(rule, w, slots, j, g)``, which changes the weight ``w[j]`` and its
-        slots ``slots[0][j]``, ... for the gradient `g`, in code that Numba compiles. `j` may be an
-        array of positions and `g` an array, when NumPy runs it.
+        A decorator for ``function(rule, w, slots, j, g)``, which changes the weight ``w[j]`` and
+        its slots ``slots[0][j]``, ... for the gradient `g`, in code that Numba compiles. `j` may be
+        an array of positions and `g` an array, when NumPy runs it.
     """
     if slots not in (0, 1, 2):
         raise ValueError(f"slots must be 0, 1 or 2, got {slots}")
@@ -75,7 +76,8 @@ def _update_element(rule, w, slots, j, g):
     _rules[type(rule)].function(rule, w, slots, j, g)
 
 
-@overload(_update_element)
+# Not strict, so that a rule may have annotations.
+@overload(_update_element, strict=False)
 def _(rule, w, slots, j, g):
     return _rules[rule.instance_class].function
 
@@ -133,8 +135,8 @@ def _update_part(task, part, parts):
 
 
 @cache
-def _native_update(hyper: type, dtype: np.dtype[Any]) -> tuple[struct.Struct, Kernel]:
-    fields = len(hyper._fields)  # type: ignore[attr-defined]
+def _native_update(hyper: Any, dtype: np.dtype[Any]) -> tuple[struct.Struct, Kernel]:
+    fields = len(hyper._fields)
     # Hyper-parameters enter in the element type: float64 ones would double the width of all sums.
     first = numba.types.NamedUniTuple(numba.from_dtype(dtype), fields, hyper)
     return struct.Struct(f"@{fields}{dtype.char}11q"), native_kernel(_update_part, first)
@@ -169,6 +171,11 @@ def update_block(
     registered = _rules.get(type(rule))
     if registered is None:
         raise TypeError(f"no element rule is declared for {type(rule).__name__}")
+    for name, array in (("value", value), ("slots", slots), ("grad", grad)):
+        check_is_array(name, array)
+    for field, number in zip(rule._fields, rule, strict=True):
+        if not isinstance(number, numbers.Real):
+            raise TypeError(f"rule must hold real numbers, got {field}={number!r}")
     if value.ndim not in (1, 2):
         raise ValueError(f"value must have one or two dimensions, got shape {value.shape}")
     if slots.shape != (registered.slots, *value.shape):
@@ -178,10 +185,12 @@ def update_block(
     check_dtype("value", value)
     for name, array in (("slots", slots), ("grad", grad)):
         if array.dtype != value.dtype:
-            raise TypeError(f"{name} must have the dtype of value, {value.dtype}, got {array.dtype}")
+            raise TypeError(f"{name} must, as value, be {value.dtype}, got {array.dtype}")
     for name, array in (("value", value), ("slots", slots)):
         if not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
             raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
+    check_apart("slots", slots, value=value)
+    check_apart("grad", grad, value=value, slots=slots)
     row_set = None if value.ndim == 1 else resolve("rows", rows, value.shape[0])
     if value.ndim == 1 and rows is not None:
         raise ValueError("rows must be None for a one-dimensional value")
@@ -195,7 +204,8 @@ def update_block(
     if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
         grad = np.ascontiguousarray(grad)
 
-    layout, kernel = _native_update(type(rule), value.dtype)
+    hyper: Any = type(rule)
+    layout, kernel = _native_update(hyper, value.dtype)
     task = (ctypes.c_char * layout.size)()
     layout.pack_into(
         task, 0,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from numbadrop import kernels
-from numbadrop.kernels import jit
+from numbadrop.kernels.jit import cache_folder
 from numbadrop.train.fit import train_step
 from numbadrop.train.recipe import Recipe
 
@@ -46,7 +46,7 @@ def warm_up(optimizers: Sequence[str], verbose: bool = False) -> None:
 
 def cache_files() -> tuple[Path, list[Path]]:
     """Return the folder where Numba keeps the compiled kernels, and the files in it."""
-    folder = Path(jit._COMPILED[-1]._cache.cache_path)
+    folder = cache_folder()
     return folder, sorted(path for path in folder.glob("*.nb[ci]"))
 
 
