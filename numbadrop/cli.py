@@ -431,7 +431,6 @@ def _info() -> None:
     from numbadrop.kernels.elements import MACHINE
     from numbadrop.train.warmup import cache_files
 
-    kernels.gathered_matmul(*[np.ones((512, 512), np.float32)] * 2)  # finds the cache
     features = sorted(name for name, there in llvm.get_host_cpu_features().items() if there)
     folder, files = cache_files()
     size = sum(file.stat().st_size for file in files)

@@ -8,12 +8,14 @@ needs NumPy and numbadrop alone.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import itertools
+import mmap
 import os
 import subprocess
 import sys
 import sysconfig
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -179,26 +181,72 @@ def canary(shape: tuple[int, ...], dtype: Any) -> Array:
     return (payload | word(nan)).view(dtype).reshape(shape)
 
 
-def check_many(dtypes: Any = DTYPES) -> str:
-    """Check a compact set of products; return a digest of all results."""
+def guarded(values: Array, at_end: bool, order: Any = "C") -> Array:
+    """Return a copy of an array that touches a page which may not be read or written.
+
+    That page lies right behind the array's last byte, or right before its first.
+    """
+    page = mmap.PAGESIZE
+    size = -(-max(values.nbytes, 1) // page) * page
+    region = mmap.mmap(-1, size + 2 * page)
+    if hasattr(os, "fork"):  # elsewhere memory is protected by other means
+        address = ctypes.addressof(ctypes.c_char.from_buffer(region))
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        for guard in (address, address + page + size):
+            if protect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+    start = page + (size - values.nbytes if at_end else 0)
+    array: Array = np.ndarray(values.shape, values.dtype, region, start, order=order)
+    array[...] = values
+    return array
+
+
+# Batch, inputs, outputs: around the widths of registers and tiles, and several blocks deep.
+SHAPES = [
+    (1, 1, 1), (2, 3, 5), (8, 16, 16), (9, 1, 15), (1, 17, 47), (6, 32, 33), (17, 47, 33),
+    (64, 65, 50), (3, 515, 40), (3, 40, 515), (516, 20, 30), (130, 70, 90),
+]  # fmt: skip
+
+
+def check_many(shapes: Any = SHAPES, layouts: Any = ("C", "F", "spread"), guard: Any = guarded):
+    """Check products of every kind on guarded operands; return a digest of the results."""
     digest = hashlib.sha256()
-    shapes = [(1, 1, 1), (3, 20, 37), (13, 100, 129), (70, 90, 80), (5, 1030, 50), (530, 7, 65)]
-    for name in PRODUCTS:
-        for dtype in dtypes:
-            for number, (sizes, layout) in enumerate(zip(shapes * 2, LAYOUTS * 2, strict=False)):
-                rng = np.random.default_rng([number, zlib.crc32(name.encode())])
-                kinds = ("none", "none") if name == "matmul_at" else rng.choice(SETS, 2)
-                rows, cols = (
-                    make_set(kind, size, rng) for kind, size in zip(kinds, sizes[1:], strict=True)
-                )
-                left, right = operands(name, dtype, sizes, rows, cols, rng)
-                out = rng.standard_normal(sizes[1:]).astype(dtype)
-                right, _ = laid_out(right, layout)
-                result = assert_product(
-                    name, left, right, rows, cols, out=out if name == "scatter_matmul" else None
-                )
-                digest.update(result.tobytes())
+    kinds = itertools.cycle(itertools.product(SETS, SETS))
+    for number, (dtype, shape, at_end, layout) in enumerate(
+        itertools.product(DTYPES, shapes, (True, False), layouts)
+    ):
+        rng = np.random.default_rng(number)
+
+        def place(array: Array, at_end: bool = at_end, layout: str = layout) -> Array:
+            if layout != "spread" or array.size == 0:
+                return guard(array, at_end, "C" if layout == "spread" else layout)
+            rows, cols = array.shape
+            spread = guard(np.zeros((2 * rows - 1, 2 * cols - 1), array.dtype), at_end)[::2, ::2]
+            spread[...] = array
+            return spread
+
+        for name in PRODUCTS:
+            sets = ("none", "none") if name == "matmul_at" else next(kinds)
+            # The memory of the sets is guarded as well; only the class itself can arrange that.
+            rows, cols = (
+                kept and IndexSet._trusted(guard(kept.indices, at_end), kept.size)
+                for kept in map(make_set, sets, shape[1:], (rng, rng))
+            )
+            left, right = (place(a) for a in operands(name, dtype, shape, rows, cols, rng))
+            batch, n_in, n_out = shape
+            wanted = {
+                "gathered_matmul": (batch, count(cols, n_out)),
+                "gathered_matmul_t": (batch, count(rows, n_in)),
+            }.get(name, (n_in, n_out))
+            out = place(rng.standard_normal(wanted).astype(dtype))
+            result = assert_product(name, left, right, rows, cols, out=out, alpha=-0.5)
+            digest.update(result.tobytes())
     return digest.hexdigest()
+
+
+def copied(values: Array, at_end: bool, order: Any = "C") -> Array:
+    """Return what `guarded` returns, without guards: for a process that must survive."""
+    return np.array(values, order=order)
 
 
 def python(
@@ -215,6 +263,7 @@ def python(
             merged[name] = value
     return subprocess.run(
         [sys.executable, *arguments],
+        cwd=Path(__file__).parent,  # a program's first place to import from
         env=merged,
         timeout=timeout,
         capture_output=True,

@@ -197,9 +197,7 @@ class TestValues:
     def test_alpha_zero_adds_nothing(self, dtype):
         out = np.arange(12, dtype=dtype).reshape(3, 4)
         expected = out.copy()
-        kernels.scatter_matmul(
-            np.ones((5, 3), dtype), np.ones((5, 4), dtype), out=out, alpha=0.0
-        )
+        kernels.scatter_matmul(np.ones((5, 3), dtype), np.ones((5, 4), dtype), out=out, alpha=0.0)
         np.testing.assert_array_equal(out, expected)
 
     @pytest.mark.parametrize(

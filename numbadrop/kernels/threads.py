@@ -19,7 +19,8 @@ import ctypes
 import os
 import threading
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numba
@@ -52,9 +53,9 @@ _SIZE = 32 * 8
 _PART_BITS = 12
 _MOST_PARTS = (1 << _PART_BITS) - 1
 
-_PATIENCE = 4000
-"""Looks that a thread takes before it goes to sleep: longer than the gap between two kernels of a
-training step, shorter than anyone would notice (some 0.2 ms)."""
+_PATIENCE = 3e-4
+"""Seconds that a thread looks for work before it goes to sleep: longer than the gap between two
+kernels of a training step, since to be woken takes as long as a kernel."""
 
 
 @intrinsic
@@ -87,10 +88,16 @@ def _take_part(shared):
     return True
 
 
-def _serve(shared):
-    """Work until nothing has come for a while, then count as asleep."""
+def _look(times):
+    """Wait as long as so many looks for work take."""
+    for _ in range(times):
+        relax()
+
+
+def _serve(shared, patience):
+    """Work until so many looks in a row have found nothing, then count as asleep."""
     waited = 0
-    while waited < _PATIENCE:
+    while waited < patience:
         if _take_part(shared):
             waited = 0
         else:
@@ -112,12 +119,12 @@ def _announce(shared, kernel, task, parts):
     return atomic_exchange(shared + _ASLEEP, 0)
 
 
-def _finish(shared):
-    """Do the parts that are left, wait a while for the others; return whether all are done."""
+def _finish(shared, patience):
+    """Do the parts that are left, wait for the others; return whether all are done."""
     while _take_part(shared):
         pass
     parts = (atomic_load(shared + _STATE) >> _PART_BITS) & _MOST_PARTS
-    for _ in range(_PATIENCE):
+    for _ in range(patience):
         if atomic_load(shared + _DONE) == parts:
             return True
         relax()
@@ -125,6 +132,7 @@ def _finish(shared):
 
 
 class _Native(NamedTuple):
+    look: Any
     serve: Any
     announce: Any
     finish: Any
@@ -134,9 +142,10 @@ class _Native(NamedTuple):
 def _native() -> _Native:
     i64 = types.int64
     return _Native(
-        native_function(_serve, types.void(i64)),
+        native_function(_look, types.void(i64)),
+        native_function(_serve, types.void(i64, i64)),
         native_function(_announce, types.int64(i64, i64, i64, i64)),
-        native_function(_finish, types.boolean(i64)),
+        native_function(_finish, types.boolean(i64, i64)),
     )
 
 
@@ -145,6 +154,7 @@ class _Crew:
 
     def __init__(self, helpers: int) -> None:
         self.native = _native()
+        self._patience = self._looks_in(_PATIENCE)
         self.in_use = threading.Lock()
         self._bell = threading.Semaphore(0)
         self._stopped = False
@@ -157,17 +167,27 @@ class _Crew:
         for thread in self._threads:
             thread.start()
 
+    def _looks_in(self, seconds: float) -> int:
+        """Return how many looks a thread takes in that time; CPUs differ by a factor of 20."""
+        looks = 1000
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            self.native.look(looks)
+            times.append(time.perf_counter() - start)
+        return int(looks * seconds / min(times))
+
     def _work(self) -> None:
         while not self._stopped:
-            self.native.serve(self._shared)
+            self.native.serve(self._shared, self._patience)
             self._bell.acquire()
 
     def run(self, kernel: int, task: int, parts: int) -> None:
         asleep = self.native.announce(self._shared, kernel, task, parts)
         if asleep:
             self._bell.release(asleep)
-        while not self.native.finish(self._shared):
-            time.sleep(0)  # The thread that we wait for may need this core.
+        while not self.native.finish(self._shared, self._patience // 8):
+            _give_way()  # The thread that we wait for may need this core.
 
     def stop(self) -> None:
         self._stopped = True
@@ -175,6 +195,9 @@ class _Crew:
         for thread in self._threads:
             thread.join()
 
+
+# A sleep of 0 takes 0.1 ms on Linux, but not every system has the other.
+_give_way: Callable[[], None] = getattr(os, "sched_yield", partial(time.sleep, 0))
 
 _threads: int = numba.config.NUMBA_NUM_THREADS
 _crew: _Crew | None = None

@@ -9,7 +9,6 @@ probability in use nearly every cache line of an active row holds an active weig
 from __future__ import annotations
 
 import ctypes
-import numbers
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -173,9 +172,6 @@ def update_block(
         raise TypeError(f"no element rule is declared for {type(rule).__name__}")
     for name, array in (("value", value), ("slots", slots), ("grad", grad)):
         check_is_array(name, array)
-    for field, number in zip(rule._fields, rule, strict=True):
-        if not isinstance(number, numbers.Real):
-            raise TypeError(f"rule must hold real numbers, got {field}={number!r}")
     if value.ndim not in (1, 2):
         raise ValueError(f"value must have one or two dimensions, got shape {value.shape}")
     if slots.shape != (registered.slots, *value.shape):
@@ -207,14 +203,17 @@ def update_block(
     hyper: Any = type(rule)
     layout, kernel = _native_update(hyper, value.dtype)
     task = (ctypes.c_char * layout.size)()
-    layout.pack_into(
-        task, 0,
-        *rule,
-        row_count, col_count, value.shape[-1],
-        value.strides[0] if value.ndim == 2 else 0,
-        0 if row_set is None else row_set.address,
-        0 if col_set is None else col_set.address,
-        value.ctypes.data, slots.ctypes.data, slots.strides[0],
-        grad.ctypes.data, grad.strides[0] if value.ndim == 2 else 0,
-    )  # fmt: skip
+    try:
+        layout.pack_into(
+            task, 0,
+            *rule,
+            row_count, col_count, value.shape[-1],
+            value.strides[0] if value.ndim == 2 else 0,
+            0 if row_set is None else row_set.address,
+            0 if col_set is None else col_set.address,
+            value.ctypes.data, slots.ctypes.data, slots.strides[0],
+            grad.ctypes.data, grad.strides[0] if value.ndim == 2 else 0,
+        )  # fmt: skip
+    except struct.error:
+        raise TypeError(f"rule must hold real numbers, got {rule}") from None
     threads.run(kernel, task, row_count * col_count >= _SERIAL_BELOW)

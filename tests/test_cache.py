@@ -1,0 +1,125 @@
+"""The cache of compiled code: it is hit, it is never stale, and it does not grow.
+
+Each test works on a copy of the package with a cache of its own. Updates of a block compile fastest, so that they
+stand for all kernels, which are all compiled by the same function.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from kernel_checks import answer
+
+import numbadrop
+
+UPDATE = """
+import numpy as np
+from numbadrop.kernels import update_block
+from numbadrop.optim.rules import SGDRule
+
+value = np.zeros((1, 3))
+update_block(SGDRule(2.0, 0.0), value, np.zeros((0, 1, 3)), np.ones((1, 2)), cols=[0, 2])
+print(value[0].tolist())
+"""
+
+
+def compiled(folder: Path) -> dict[str, int]:
+    """Return the files of a cache and when each was written."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.nb[ci]")
+    }
+
+
+@pytest.fixture
+def package(tmp_path):
+    """Return the folder of a copy of the package that was never imported."""
+    return shutil.copytree(
+        Path(numbadrop.__file__).parent,
+        tmp_path / "site" / "numbadrop",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+
+
+@pytest.fixture
+def run(package, tmp_path):
+    """Return a function that runs a program in a fresh process on the copy."""
+
+    def run(program: str, **env: str | None) -> str:
+        paths = {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        return answer("-c", program, env=paths | env)
+
+    return run
+
+
+EDITS = {
+    # The file of a callee of `update_block`'s kernel, what is appended to it, and what then comes.
+    "a rule": (
+        "optim/rules.py",
+        "@element_rule(SGDRule, slots=0)\n"
+        "def sgd(rule, w, slots, j, g):\n    w[j] = rule.lr + rule.decay * g\n",
+        "[2.0, 0.0, 2.0]",
+    ),
+    "a kernel": (
+        "kernels/product.py",
+        "@inner\ndef share(total, parts, number):\n    return 0\n",
+        "[0.0, 0.0, 0.0]",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_a_callee_is_never_missed(edit, package, run, tmp_path):
+    name, text, expected = EDITS[edit]
+    source = package / name
+    original = source.read_text("utf-8")
+    assert run(UPDATE) == "[-2.0, 0.0, -2.0]"
+    files = compiled(tmp_path / "cache")
+    assert files
+    source.write_text(f"{original}\n\n{text}", "utf-8")
+    assert run(UPDATE) == expected
+    source.write_text(original, "utf-8")
+    assert run(UPDATE) == "[-2.0, 0.0, -2.0]"
+    assert compiled(tmp_path / "cache").keys() == files.keys()  # old code made room for new
+    files = compiled(tmp_path / "cache")
+    assert run(UPDATE) == "[-2.0, 0.0, -2.0]"
+    assert compiled(tmp_path / "cache") == files  # nothing was compiled
+
+
+def test_an_edit_of_a_users_own_rule_is_never_missed(run, tmp_path):
+    rule = """
+from typing import NamedTuple
+from numbadrop.kernels import element_rule
+
+class Own(NamedTuple):
+    lr: float
+
+@element_rule(Own, slots=0)
+def own(rule, w, slots, j, g):
+    w[j] = w[j] - FACTOR * rule.lr * g
+"""
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + UPDATE.replace(
+        "numbadrop.optim.rules import SGDRule", "own_rule import Own"
+    ).replace("SGDRule(2.0, 0.0)", "Own(2.0)")
+    for factor in ("1.0", "3.0"):
+        (tmp_path / "own_rule.py").write_text(rule.replace("FACTOR", factor), "utf-8")
+        moved = -2.0 * float(factor)
+        assert run(program, PYTHONDONTWRITEBYTECODE="1") == str([moved, 0.0, moved])
+
+
+def test_a_package_that_cannot_be_written_to(package, run, tmp_path):
+    """The folder of the user's cache serves then, and a process without any still computes."""
+    for folder in [package, *package.rglob("*/")]:
+        if folder.is_dir():
+            (folder / "__pycache__").touch()  # a file where a folder should be: holds for root too
+    home = tmp_path / "home"
+    home.mkdir()
+    where = {"NUMBA_CACHE_DIR": None, "HOME": str(home), "XDG_CACHE_HOME": None}
+    assert run(UPDATE, **where) == "[-2.0, 0.0, -2.0]"
+    files = compiled(home)
+    assert files
+    assert run(UPDATE, **where) == "[-2.0, 0.0, -2.0]"
+    assert compiled(home) == files
+    nowhere = {**where, "HOME": str(package / "__pycache__")}
+    assert run(UPDATE, **nowhere) == "[-2.0, 0.0, -2.0]"

@@ -1,0 +1,62 @@
+"""No byte outside an operand is read or written.
+
+Operands lie right before or right behind memory that may not be touched, so that any overrun,
+however small, ends the process, which is not this one. `test_targets.py` does the same for other
+instruction sets.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from kernel_checks import answer, python
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs mprotect")
+
+UPDATES = """
+from kernel_checks import *
+from numbadrop.kernels import update_block
+from numbadrop.optim.rules import AdamRule, SGDRule
+
+kinds = itertools.cycle(itertools.product(SETS, SETS))
+for dtype, shape, at_end in itertools.product(
+    DTYPES, [(1, 1), (3, 5), (1, 17), (16, 16), (9, 33), (65, 130)], (True, False)
+):
+    for rule, slots in ((SGDRule(0.1, 0.0), 0), (AdamRule(*[0.5] * 9), 2)):
+        rng = np.random.default_rng(0)
+        rows, cols = map(make_set, next(kinds), shape, (rng, rng))
+        grad = np.ones((count(rows, shape[0]), count(cols, shape[1])), dtype)
+        value, memory = np.ones(shape, dtype), np.ones((slots, *shape), dtype)
+        value, memory, grad = (guarded(array, at_end) for array in (value, memory, grad))
+        update_block(rule, value, memory, grad, rows, cols)
+        update_block(rule, value[0], memory[:, 0].copy(), grad[0], cols=cols)
+"""
+
+
+def test_products():
+    answer("-c", "from kernel_checks import *; check_many()")
+
+
+def test_updates():
+    answer("-c", UPDATES)
+
+
+def test_the_guard_itself():
+    """An overrun by one byte does end a process: without this the tests above say nothing."""
+    program = """
+import sys
+from kernel_checks import *
+
+offset, what = map(int, sys.argv[1:])
+array = guarded(np.ones(5), at_end=offset > 0)
+address = array.ctypes.data + offset
+ctypes.memset(address, 0, 1) if what else ctypes.string_at(address, 1)
+"""
+    for offset, what, survives in [(-1, 0, False), (40, 0, False), (40, 1, False), (39, 1, True)]:
+        done = python("-c", program, str(offset), str(what), env={"PYTHONFAULTHANDLER": None})
+        if survives:
+            assert done.returncode == 0, done.stderr
+        else:
+            assert -done.returncode in (signal.SIGSEGV, signal.SIGBUS), done.stderr

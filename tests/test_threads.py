@@ -1,0 +1,268 @@
+"""The crew of threads: the same bits for any number of them, and no way to end up wedged.
+
+Whatever could hang or end a process runs in one of its own, with a limit of time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from kernel_checks import answer, check_many, copied
+
+from numbadrop import kernels
+from numbadrop.kernels import matmul
+
+SHAPES = [(1, 1, 1), (17, 47, 33), (3, 515, 40), (130, 70, 90)]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Give the rest of the session the number of threads that it had."""
+    before = kernels.get_num_threads()
+    yield
+    kernels.set_num_threads(before)
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    digests = set()
+    for serial_below in (matmul._SERIAL_BELOW, 0):  # zero: products of one element in parts too
+        monkeypatch.setattr(matmul, "_SERIAL_BELOW", serial_below)
+        for threads in (1, 2, 3, 5, 16):
+            kernels.set_num_threads(threads)
+            assert kernels.get_num_threads() == threads
+            digests.add(check_many(SHAPES, layouts=("C", "spread"), guard=copied))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("count", [0, -1, 4096, 10**9])
+def test_a_number_of_threads_out_of_range(count):
+    kernels.set_num_threads(2)
+    with pytest.raises(ValueError, match=rf"^threads must be in \[1, \d+\], got {count}"):
+        kernels.set_num_threads(count)
+    assert kernels.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("count", [2.5, "2", None])
+def test_a_number_of_threads_that_is_none(count):
+    kernels.set_num_threads(2)
+    with pytest.raises(TypeError, match=r"^threads must be an integer, got"):
+        kernels.set_num_threads(count)
+    assert kernels.get_num_threads() == 2
+    np.testing.assert_array_equal(kernels.matmul_at(np.ones((70, 80)), np.ones((70, 90))), 70)
+
+
+# What the programs below compute: large enough for several threads, exact in any order.
+START = """
+import multiprocessing, os, random, signal, sys, threading, time
+import numpy as np
+from numbadrop import kernels
+from numbadrop.optim.rules import NAGRule
+
+rng = np.random.default_rng(0)
+x, w = (rng.integers(-9, 10, shape).astype(np.float32) for shape in ((90, 160), (320, 300)))
+rows = np.arange(0, 320, 2)
+expected = x @ w[rows]
+rule = NAGRule(0.5, 0.25, 1.5)
+
+
+def correct():
+    value, slots, grad = np.zeros((200, 300)), np.ones((1, 200, 300)), np.ones((200, 300))
+    kernels.update_block(rule, value, slots, grad)
+    product = kernels.gathered_matmul(x, w, rows)
+    return np.array_equal(product, expected) and (value == -0.125).all() and (slots == 0.25).all()
+
+
+def run():
+    assert correct()
+"""
+
+
+def test_the_default_is_numbas():
+    for count in ("1", "3"):
+        program = START + "run(); print(kernels.get_num_threads())"
+        assert answer("-c", program, env={"NUMBA_NUM_THREADS": count}) == count
+
+
+def test_callers_at_once():
+    """Also on their first call, and while another thread changes the number of threads."""
+    program = """
+barrier = threading.Barrier(6)
+wrong = []
+done = threading.Event()
+
+def work():
+    barrier.wait()
+    try:
+        for _ in range(150):
+            if not correct():
+                wrong.append("a result")
+    except BaseException as error:
+        wrong.append(repr(error))
+
+def change():
+    barrier.wait()
+    while not done.is_set():
+        kernels.set_num_threads(random.randint(1, 6))
+        time.sleep(0.001)
+
+workers = [threading.Thread(target=work) for _ in range(5)]
+changer = threading.Thread(target=change)
+for thread in (*workers, changer):
+    thread.start()
+for thread in workers:
+    thread.join()
+done.set()
+changer.join()
+print(wrong)
+"""
+    assert answer("-c", START + program, env={"NUMBA_NUM_THREADS": "4"}, timeout=60) == "[]"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_after_fork():
+    """While the crew works for another thread, and in the children of a child."""
+    program = """
+def child(generations):
+    pid = os.fork()
+    if pid:
+        _, status = os.waitpid(pid, 0)
+        assert status == 0, status
+    else:
+        run()
+        if generations:
+            child(generations - 1)
+        kernels.set_num_threads(3)
+        run()
+        sys.exit(0)  # not os._exit: what is registered to run at the end must work here
+
+kernels.set_num_threads(2)
+run()
+stop = threading.Event()
+
+def busy():
+    while not stop.is_set():
+        run()
+
+other = threading.Thread(target=busy)
+other.start()
+try:
+    for _ in range(10):
+        child(1)
+        run()
+finally:
+    stop.set()
+other.join()
+print("joined")
+"""
+    arguments = ["-W", "ignore::DeprecationWarning"]  # Python 3.12 on fork beside threads
+    assert answer(*arguments, "-c", START + program, timeout=60) == "joined"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(method, tmp_path):
+    program = """
+def work(number):
+    return correct()
+
+if __name__ == "__main__":
+    kernels.set_num_threads(2)
+    run()
+    with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
+        print(all(pool.map(work, range(6))))
+    run()
+"""
+    if method != "spawn" and sys.platform in ("win32", "darwin"):
+        pytest.skip(f"{method} is not for this system")
+    path = tmp_path / "program.py"
+    path.write_text(START + program, "utf-8")
+    assert answer("-W", "ignore::DeprecationWarning", str(path), method, timeout=60) == "True"
+
+
+INTERRUPT = """
+class Stop(BaseException):
+    pass
+
+def stop(number, frame):
+    raise Stop
+
+signal.signal(signal.SIGALRM, stop)
+kernels.set_num_threads(3)
+run()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signal.setitimer")
+class TestInterrupts:
+    def test_nothing_is_written_after_an_exception(self):
+        """Ctrl-C in the middle of a product: when it raises, no thread may still be at work."""
+        program = """
+x = np.ones((900, 1200), np.float32)
+w = np.ones((1200, 1500), np.float32)
+start = time.perf_counter()
+kernels.gathered_matmul(x, w)
+takes = time.perf_counter() - start
+late = 0
+for fraction in np.linspace(0.05, 0.8, 16):
+    out = np.zeros((900, 1500), np.float32)
+    signal.setitimer(signal.ITIMER_REAL, takes * fraction)
+    try:
+        kernels.gathered_matmul(x, w, out=out)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Stop:
+        then = out.copy()
+        time.sleep(takes)
+        late += not np.array_equal(then, out)
+print(late)
+"""
+        assert answer("-c", START + INTERRUPT + program, timeout=60) == "0"
+
+    def test_thousands_at_random_moments(self):
+        """No result is wrong afterwards, and neither a new crew nor the end has to wait forever."""
+        program = """
+interrupts = 0
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 4e-4))
+        while True:
+            run()
+    except Stop:
+        interrupts += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert interrupts > 100
+run()
+kernels.set_num_threads(2)
+run()
+print("end")
+"""
+        assert answer("-c", START + INTERRUPT + program, timeout=30) == "end"
+
+
+def test_the_end_of_a_process_while_a_daemon_thread_computes():
+    program = """
+def forever():
+    while True:
+        run()
+
+kernels.set_num_threads(3)
+threading.Thread(target=forever, daemon=True).start()
+time.sleep(0.1)
+print("end")
+"""
+    for _ in range(3):
+        assert answer("-c", START + program, timeout=20) == "end"
+
+
+def test_idle_threads_sleep():
+    program = """
+kernels.set_num_threads(4)
+run()
+time.sleep(0.1)
+start = time.process_time()
+time.sleep(0.5)
+print(time.process_time() - start < 0.05)
+"""
+    assert answer("-c", START + program) == "True"
