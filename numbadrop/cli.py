@@ -429,11 +429,9 @@ def _info() -> None:
     import numbadrop
     from numbadrop import kernels
     from numbadrop.kernels.elements import MACHINE
-    from numbadrop.train.warmup import cache_files
+    from numbadrop.train.warmup import described_cache
 
     features = sorted(name for name, there in llvm.get_host_cpu_features().items() if there)
-    folder, files = cache_files()
-    size = sum(file.stat().st_size for file in files)
     lanes = MACHINE.vector_bytes // 4
     lines = {
         "numbadrop": numbadrop.__version__,
@@ -445,7 +443,7 @@ def _info() -> None:
         "register tile": f"{MACHINE.name}, {MACHINE.tile_rows}x{MACHINE.tile_vectors * lanes} "
         "float32",
         "threads": f"{kernels.get_num_threads()}, of numbadrop's own crew",
-        "cache": f"{folder}, {len(files)} files, {size / 2**20:.1f} MiB",
+        "cache": described_cache(),
     }
     width = max(map(len, lines))
     for name, value in lines.items():
@@ -455,9 +453,8 @@ def _info() -> None:
 def _warmup() -> None:
     import time
 
-    from numbadrop.train.warmup import cache_files, warm_up
+    from numbadrop.train.warmup import described_cache, warm_up
 
     began = time.perf_counter()
     warm_up(OPTIMIZERS, verbose=True)
-    folder, files = cache_files()
-    print(f"ready after {time.perf_counter() - began:.1f} s, {len(files)} files in {folder}")
+    print(f"ready after {time.perf_counter() - began:.1f} s; cache: {described_cache()}")

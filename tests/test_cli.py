@@ -372,7 +372,7 @@ class TestInfoAndWarmup:
     def test_warmup(self, capsys):
         assert run("warmup") == 0
         out, err = capsys.readouterr()
-        assert re.search(r"^ready after \d+\.\d s, [1-9]\d* files in ", out)
+        assert re.search(r"^ready after \d+\.\d s; cache: /.*, [1-9]\d* files, ", out)
         assert re.search(r"^matrix products on submatrices \.\.\.\n +\d+\.\d s$", err, re.M)
         for optimizer in ("sgd", "nag", "adam", "adamw"):
             assert f"update rule of {optimizer} ..." in err

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from numbadrop.kernels.jit import entry
 
 __all__ = ["apply_missed"]
 
 Array = NDArray[Any]
 
 
-# It calls no kernel of another file, so that Numba's own check of the cache is enough.
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@entry
 def apply_missed(
     value: Array, slot: Array, seen: Array, maps: Array, rows: Array, cols: Array, now: int
 ) -> None:

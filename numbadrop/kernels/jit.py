@@ -19,7 +19,15 @@ import numba
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-__all__ = ["Kernel", "cache_folder", "inlined", "inner", "native_function", "native_kernel"]
+__all__ = [
+    "Kernel",
+    "cache_folder",
+    "entry",
+    "inlined",
+    "inner",
+    "native_function",
+    "native_kernel",
+]
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 """Without the interpreter lock; division without a zero check, which would branch in every loop."""
@@ -46,12 +54,29 @@ def _sources_stamp() -> str:
     return digest.hexdigest()
 
 
-def cache_folder() -> Path:
-    """Return where the machine code is kept between processes."""
-    return Path(FunctionCache(cache_folder).cache_path)
+def cache_folder() -> Path | None:
+    """Return where machine code is kept between processes, None where nothing can be written."""
+    try:
+        return Path(FunctionCache(cache_folder).cache_path)
+    except RuntimeError:
+        return None
 
 
-def native_function(function: Callable[..., Any], signature: Any) -> Any:
+def _keep_on_disk(compiled: Any) -> None:
+    """Let what will be compiled be kept between processes, if there is a place for it."""
+    if cache_folder() is not None:
+        compiled.enable_caching()
+        compiled._cache._cache_file._source_stamp = _sources_stamp()
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls with arrays."""
+    dispatcher = numba.njit(**_OPTIONS)(function)
+    _keep_on_disk(dispatcher)
+    return dispatcher
+
+
+def native_function(function: Callable[..., Any], signature: Any, keep_on_disk: bool = True) -> Any:
     """Compile a function to a C function, now, and return it for Python to call.
 
     Parameters
@@ -60,6 +85,8 @@ def native_function(function: Callable[..., Any], signature: Any) -> Any:
         A module's own Python function, not a closure, which the cache could not tell apart.
     signature : numba signature
         Of numbers alone.
+    keep_on_disk : bool
+        False where code that is not ours takes part: an edit of it would be missed.
 
     Returns
     -------
@@ -69,8 +96,8 @@ def native_function(function: Callable[..., Any], signature: Any) -> Any:
     native = CFunc(
         function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}
     )
-    native.enable_caching()
-    native._cache._cache_file._source_stamp = _sources_stamp()
+    if keep_on_disk:
+        _keep_on_disk(native)
     native.compile()
     _COMPILED.append(native)
     return native.ctypes
@@ -87,13 +114,13 @@ class Kernel(NamedTuple):
 _PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
-def native_kernel(function: Callable[..., Any], first: Any) -> Kernel:
+def native_kernel(function: Callable[..., Any], first: Any, keep_on_disk: bool = True) -> Kernel:
     """Compile ``function(task, part, parts)`` to a C function, now.
 
     Parameters
     ----------
-    function : callable
-        A module's own Python function, not a closure, which the cache could not tell apart.
+    function, keep_on_disk
+        As for `native_function`.
     first : numba type
         The type of what a task begins with; it selects the specialisation.
 
@@ -103,7 +130,8 @@ def native_kernel(function: Callable[..., Any], first: Any) -> Kernel:
         For `threads.run`. The machine code lives as long as the process.
     """
     i64 = numba.types.int64
-    native = native_function(function, numba.types.void(numba.types.CPointer(first), i64, i64))
+    signature = numba.types.void(numba.types.CPointer(first), i64, i64)
+    native = native_function(function, signature, keep_on_disk)
     call = ctypes.cast(native, _PROTOTYPE)
     address = ctypes.cast(native, ctypes.c_void_p).value
     assert address is not None

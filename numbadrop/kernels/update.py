@@ -138,7 +138,9 @@ def _native_update(hyper: Any, dtype: np.dtype[Any]) -> tuple[struct.Struct, Ker
     fields = len(hyper._fields)
     # Hyper-parameters enter in the element type: float64 ones would double the width of all sums.
     first = numba.types.NamedUniTuple(numba.from_dtype(dtype), fields, hyper)
-    return struct.Struct(f"@{fields}{dtype.char}11q"), native_kernel(_update_part, first)
+    return struct.Struct(f"@{fields}{dtype.char}11q"), native_kernel(
+        _update_part, first, keep_on_disk=hyper.__module__.startswith("numbadrop.")
+    )
 
 
 def update_block(

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from numbadrop.kernels.jit import cache_folder
 from numbadrop.train.fit import train_step
 from numbadrop.train.recipe import Recipe
 
-__all__ = ["cache_files", "warm_up"]
+__all__ = ["described_cache", "warm_up"]
 
 SECONDS_UNTIL_SAID = 1.0
 """Loading compiled code from the cache takes less; only a first run has something to say."""
@@ -44,10 +43,13 @@ def warm_up(optimizers: Sequence[str], verbose: bool = False) -> None:
             train_step(model, optimizer, x, np.zeros(batch, np.int64))
 
 
-def cache_files() -> tuple[Path, list[Path]]:
-    """Return the folder where Numba keeps the compiled kernels, and the files in it."""
+def described_cache() -> str:
+    """Say where the compiled kernels are kept, and how much there is."""
     folder = cache_folder()
-    return folder, sorted(path for path in folder.glob("*.nb[ci]"))
+    if folder is None:
+        return "none, no folder for it can be written to: NUMBA_CACHE_DIR names one"
+    sizes = [path.stat().st_size for path in folder.glob("*.nb[ci]")]
+    return f"{folder}, {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB"
 
 
 @contextmanager
