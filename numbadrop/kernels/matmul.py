@@ -78,6 +78,28 @@ def _multiply(
     threads.run(native_multiply(element), task, rows * cols * depth >= _SERIAL_BELOW)
 
 
+def _gathered(
+    name: str,
+    a: ArrayLike,
+    w: Array,
+    depth: tuple[str, Units],
+    across: tuple[str, Units],
+    out: Array | None,
+) -> Array:
+    """Check and multiply `a`, called `name`, by ``w[depth, across]``, two named sets of units."""
+    a = check_matrix(name, a)
+    check_same_dtype(name, a, "w", w)
+    along, cols = resolve(*depth, w.shape[0]), resolve(*across, w.shape[1])
+    check_units(name, 1, a.shape[1], depth[0], along, w.shape[0])
+    shape = (a.shape[0], w.shape[1] if cols is None else len(cols))
+    if out is None:
+        out = np.empty(shape, w.dtype)
+    else:
+        check_out(out, shape, w.dtype, **{name: a, "w": w})
+    _multiply(a, w, out, b_rows=along, b_cols=cols)
+    return out
+
+
 def gathered_matmul(
     x: ArrayLike, w: ArrayLike, rows: Units = None, cols: Units = None, *, out: Array | None = None
 ) -> Array:
@@ -118,17 +140,7 @@ def gathered_matmul(
     >>> gathered_matmul(np.ones((1, 2)), w, rows=[0, 2], cols=[1, 3])
     array([[10., 14.]])
     """
-    x, w = check_matrix("x", x), check_matrix("w", w)
-    check_same_dtype("x", x, "w", w)
-    row_set, col_set = resolve("rows", rows, w.shape[0]), resolve("cols", cols, w.shape[1])
-    check_units("x", 1, x.shape[1], "rows", row_set, w.shape[0])
-    shape = (x.shape[0], w.shape[1] if col_set is None else len(col_set))
-    if out is None:
-        out = np.empty(shape, w.dtype)
-    else:
-        check_out(out, shape, w.dtype, x=x, w=w)
-    _multiply(x, w, out, b_rows=row_set, b_cols=col_set)
-    return out
+    return _gathered("x", x, check_matrix("w", w), ("rows", rows), ("cols", cols), out)
 
 
 def gathered_matmul_t(
@@ -162,17 +174,7 @@ def gathered_matmul_t(
     >>> gathered_matmul_t(np.ones((1, 2)), w, rows=[0, 2], cols=[1, 3])
     array([[ 4., 20.]])
     """
-    g, w = check_matrix("g", g), check_matrix("w", w)
-    check_same_dtype("g", g, "w", w)
-    row_set, col_set = resolve("rows", rows, w.shape[0]), resolve("cols", cols, w.shape[1])
-    check_units("g", 1, g.shape[1], "cols", col_set, w.shape[1])
-    shape = (g.shape[0], w.shape[0] if row_set is None else len(row_set))
-    if out is None:
-        out = np.empty(shape, w.dtype)
-    else:
-        check_out(out, shape, w.dtype, g=g, w=w)
-    _multiply(g, w.T, out, b_rows=col_set, b_cols=row_set)
-    return out
+    return _gathered("g", g, check_matrix("w", w).T, ("cols", cols), ("rows", rows), out)
 
 
 def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
