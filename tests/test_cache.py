@@ -1,7 +1,7 @@
 """The cache of compiled code: it is hit, it is never stale, and it does not grow.
 
-Each test works on a copy of the package with a cache of its own. Updates of a block compile fastest, so that they
-stand for all kernels, which are all compiled by the same function.
+Each test works on a copy of the package with a cache of its own. Updates of a block compile
+fastest, so that they stand for all kernels, which are all compiled by the same function.
 """
 
 from __future__ import annotations

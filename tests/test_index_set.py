@@ -186,9 +186,9 @@ class TestIndexSet:
 
     @pytest.mark.parametrize("size", [2.5, 3.0, "3", None])
     def test_size_is_an_integer(self, size):
-        with pytest.raises(TypeError, match="^size must be an integer, got"):
+        with pytest.raises(TypeError, match=r"^size must be an integer, got"):
             IndexSet.all(size)
-        with pytest.raises(TypeError, match="^size must be an integer, got"):
+        with pytest.raises(TypeError, match=r"^size must be an integer, got"):
             IndexSet([0, 1], size)
 
     def test_size_may_be_a_numpy_integer(self):

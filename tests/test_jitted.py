@@ -194,5 +194,5 @@ class TestBadInput:
         def function(x):
             return kernels.scatter_matmul(x, x)
 
-        with pytest.raises(TypingError, match="out must be a two-dimensional .* got none"):
+        with pytest.raises(TypingError, match=r"out must be a two-dimensional .* got none"):
             function(np.ones((2, 3)))

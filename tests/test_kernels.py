@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_checks import (
     DTYPES,
@@ -406,6 +406,6 @@ class TestBadInput:
             x, w = (np.ones((3, 2)), np.ones((2, 4)))
             if kernel is kernels.scatter_matmul:
                 x = x.T
-            with pytest.raises(ValueError, match="^out overlaps itself"):
+            with pytest.raises(ValueError, match=r"^out overlaps itself"):
                 kernel(x, w, out=out)
             np.testing.assert_array_equal(memory, 0)

@@ -188,7 +188,7 @@ class TestBadInput:
 
     def test_rows_of_one_dimension(self):
         value = np.ones(5)
-        with pytest.raises(ValueError, match="^rows must be None"):
+        with pytest.raises(ValueError, match=r"^rows must be None"):
             update_block(rules.SGDRule(0.1, 0.0), value, np.ones((0, 5)), np.ones(5), rows=[0])
         np.testing.assert_array_equal(value, 1)
 
