@@ -174,11 +174,17 @@ def assert_same_bits(one: Array, other: Array) -> None:
 
 
 def canary(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return NaNs whose payloads differ, so that even a NaN that is written is seen."""
+    """Return elements in which every change is seen, by turns a number and a NaN.
+
+    Arithmetic changes a number, but what a NaN is added to is lost; no two are the same bits.
+    """
     words = {4: (np.uint32, 0x7FC00000), 8: (np.uint64, 0x7FF8000000000000)}
     word, nan = words[np.dtype(dtype).itemsize]
-    payload = np.arange(1, 1 + int(np.prod(shape)), dtype=word) & word(0xFFFFF)
-    return (payload | word(nan)).view(dtype).reshape(shape)
+    places = np.arange(1, 1 + int(np.prod(shape)))
+    elements = places.astype(dtype)
+    payloads = (places.astype(word) & word(0xFFFFF)) | word(nan)
+    elements[::2] = payloads.view(dtype)[::2]
+    return elements.reshape(shape)
 
 
 def guarded(values: Array, at_end: bool, order: Any = "C") -> Array:

@@ -64,7 +64,7 @@ def build(case, whole_numbers=False):
 
 
 class TestAgainstReference:
-    @settings(max_examples=300)
+    @settings(max_examples=150)
     @given(case=product_cases(), layout=st.sampled_from([None, *OUT_LAYOUTS]), data=st.data())
     def test_within_the_bound_of_rounding(self, case, layout, data):
         name, left, right, rows, cols, shape = build(case)
@@ -73,7 +73,7 @@ class TestAgainstReference:
         if name == "scatter_matmul":
             layout = layout or "C"
             alpha = data.draw(st.sampled_from([1.0, -0.375, 0.0, 2.0**-20]))
-            start = canary(shape, left.dtype)  # NaNs around the block keep their payload
+            start = canary(shape, left.dtype)  # what is around the block keeps its bits
             numbers = np.random.default_rng(0).standard_normal(shape).astype(left.dtype)
             inside = block(shape, rows, cols)
             start[inside] = numbers[inside]
@@ -92,7 +92,7 @@ class TestAgainstReference:
                 again = assert_product(name, left, right, rows, cols)
             assert_same_bits(plain, again)  # the layout of `out` does not change a bit
 
-    @settings(max_examples=100)
+    @settings(max_examples=60)
     @given(case=product_cases())
     def test_whole_numbers_are_exact(self, case):
         name, left, right, rows, cols, shape = build(case, whole_numbers=True)

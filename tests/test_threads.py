@@ -30,7 +30,7 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     digests = set()
     for serial_below in (matmul._SERIAL_BELOW, 0):  # zero: products of one element in parts too
         monkeypatch.setattr(matmul, "_SERIAL_BELOW", serial_below)
-        for threads in (1, 2, 3, 5, 16):
+        for threads in (1, 2, 3, 7):
             kernels.set_num_threads(threads)
             assert kernels.get_num_threads() == threads
             digests.add(check_many(SHAPES, layouts=("C", "spread"), guard=copied))
@@ -149,7 +149,7 @@ def busy():
 other = threading.Thread(target=busy)
 other.start()
 try:
-    for _ in range(10):
+    for _ in range(4):
         child(1)
         run()
 finally:

@@ -6,6 +6,8 @@ both sides, so that no tolerance is needed.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,7 +38,7 @@ RULES = [
 
 
 def start(shape, slots, dtype, inside, seed=0):
-    """Return weights and slots: numbers in the block, NaNs that can be told apart elsewhere."""
+    """Return weights and slots: numbers in the block, a canary elsewhere."""
     rng = np.random.default_rng(seed)
     value, memory = canary(shape, dtype), canary((slots, *shape), dtype)
     value[inside] = rng.standard_normal(value[inside].shape)
@@ -61,7 +63,7 @@ def assert_updates(case, shape, grad, rows, cols):
 sizes = st.integers(0, 20) | st.integers(0, 80)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     case=st.sampled_from(RULES),
     dtype=st.sampled_from(DTYPES),
@@ -209,6 +211,24 @@ class TestBadInput:
     def test_number_of_slots(self, slots):
         with pytest.raises(ValueError, match=f"^slots must be 0, 1 or 2, got {slots}"):
             element_rule(rules.SGDRule, slots)
+
+
+def test_a_class_has_one_rule():
+    """A second one would be ignored where the first was compiled, here or in the cache."""
+
+    class Own(NamedTuple):
+        lr: float
+
+    def own(rule, w, slots, j, g):
+        w[j] = w[j] - rule.lr * g
+
+    element_rule(Own, slots=0)(own)
+    element_rule(Own, slots=0)(own)  # the same again does no harm
+    with pytest.raises(ValueError, match=r"^hyper .*Own"):
+        element_rule(Own, slots=0)(lambda rule, w, slots, j, g: None)
+    value = np.zeros((1, 3))
+    update_block(Own(1.0), value, np.zeros((0, 1, 3)), np.ones((1, 3)))
+    np.testing.assert_array_equal(value, -1)
 
 
 def test_many_threads_on_few_rows(monkeypatch):

@@ -6,6 +6,7 @@ for, so that `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` are obeyed.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -43,6 +44,10 @@ define <16 x float> @probe(<16 x float> %a, <16 x float> %b, <16 x float> %c) {{
   %r = call <16 x float> @llvm.fmuladd.v16f32(<16 x float> %a, <16 x float> %b, <16 x float> %c)
   ret <16 x float> %r
 }}
+define <8 x i32> @probe_integers(<8 x i32> %a, <8 x i32> %b) {{
+  %r = add <8 x i32> %a, %b
+  ret <8 x i32> %r
+}}
 declare <16 x float> @llvm.fmuladd.v16f32(<16 x float>, <16 x float>, <16 x float>)
 """
 
@@ -55,7 +60,10 @@ def _probe() -> Machine:
     )
     assembly = machine.emit_assembly(llvm.parse_assembly(_PROBE.format(triple=triple)))
     if "vfmadd" in assembly:
-        return _AVX512 if "zmm" in assembly else _AVX2
+        if "zmm" in assembly:
+            return _AVX512
+        # Some CPUs have FMA without the integer half of AVX2, to which the permute belongs.
+        return _AVX2 if re.search("vpaddd.*ymm", assembly) else _PLAIN
     return _NEON if "fmla" in assembly else _PLAIN
 
 

@@ -227,6 +227,8 @@ def _(x, g, out=None):
 
 @overload(matmul.scatter_matmul)
 def _(x, g, rows=None, cols=None, out=None, alpha=1.0):
+    if _is_none(out):
+        raise errors.TypingError("out must be a two-dimensional array, got none")
     _check_types(rows, cols, out, x=x, g=g)
 
     def scatter_matmul(x, g, rows=None, cols=None, out=None, alpha=1.0):

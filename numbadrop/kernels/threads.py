@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import operator
 import os
 import threading
 import time
@@ -56,6 +57,9 @@ _MOST_PARTS = (1 << _PART_BITS) - 1
 _PATIENCE = 3e-4
 """Seconds that a thread looks for work before it goes to sleep: longer than the gap between two
 kernels of a training step, since to be woken takes as long as a kernel."""
+
+_LONGEST_WAIT = 2.0
+"""Seconds that ending the threads may take."""
 
 
 @intrinsic
@@ -182,18 +186,44 @@ class _Crew:
             self.native.serve(self._shared, self._patience)
             self._bell.acquire()
 
-    def run(self, kernel: int, task: int, parts: int) -> None:
-        asleep = self.native.announce(self._shared, kernel, task, parts)
-        if asleep:
-            self._bell.release(asleep)
-        while not self.native.finish(self._shared, self._patience // 8):
-            _give_way()  # The thread that we wait for may need this core.
+    def run(self, kernel: Kernel, task: int, parts: int) -> None:
+        """Return when all parts are done, also if a signal handler raises, as Ctrl-C does.
+
+        Whoever catches that exception may free what the other threads still work on.
+        """
+        if not self.in_use.acquire(blocking=False):
+            kernel.call(task, 0, 1)
+            return
+        interrupt: BaseException | None = None
+        try:
+            asleep = self.native.announce(self._shared, kernel.address, task, parts)
+            if asleep:
+                self._bell.release(asleep)
+        except BaseException as error:
+            interrupt = error
+            self._bell.release(len(self._threads))  # Who slept was perhaps not yet woken.
+        while True:
+            try:
+                if self.native.finish(self._shared, self._patience // 8):
+                    break
+                _give_way()  # The thread that we wait for may need this core.
+            except BaseException as error:
+                interrupt = error
+        self.in_use.release()
+        if interrupt is not None:
+            raise interrupt
 
     def stop(self) -> None:
+        """End the threads, after the task that is under way.
+
+        A signal handler that raised at the wrong instant can have left the crew marked as in use:
+        no wait is without a limit.
+        """
+        self.in_use.acquire(timeout=_LONGEST_WAIT)
         self._stopped = True
         self._bell.release(len(self._threads))
         for thread in self._threads:
-            thread.join()
+            thread.join(timeout=_LONGEST_WAIT)
 
 
 # A sleep of 0 takes 0.1 ms on Linux, but not every system has the other.
@@ -222,10 +252,16 @@ def set_num_threads(threads: int) -> None:
 
     Raises
     ------
+    TypeError
+        If `threads` is not an integer.
     ValueError
         If `threads` is not in [1, 4095].
     """
     global _threads
+    try:
+        threads = operator.index(threads)
+    except TypeError:
+        raise TypeError(f"threads must be an integer, got {threads!r}") from None
     if not 1 <= threads <= _MOST_PARTS:
         raise ValueError(f"threads must be in [1, {_MOST_PARTS}], got {threads}")
     with _making:
@@ -236,8 +272,7 @@ def set_num_threads(threads: int) -> None:
 def _dismiss() -> None:
     global _crew
     if _crew is not None:
-        with _crew.in_use:
-            _crew.stop()
+        _crew.stop()
         _crew = None
 
 
@@ -264,10 +299,4 @@ def run(kernel: Kernel, task: ctypes.Array[Any], parallel: bool) -> None:
     if crew is None:
         with _making:
             crew = _crew = _crew or _Crew(_threads - 1)
-    if not crew.in_use.acquire(blocking=False):
-        kernel.call(address, 0, 1)
-        return
-    try:
-        crew.run(kernel.address, address, _threads)
-    finally:
-        crew.in_use.release()
+    crew.run(kernel, address, _threads)

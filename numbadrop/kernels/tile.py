@@ -157,13 +157,13 @@ def register_tile(
         width = MACHINE.tile_vectors + 1
         unknown = builder.append_basic_block("tile.unknown")
         done = builder.append_basic_block("tile.done")
-        choice = builder.switch(
-            builder.add(builder.mul(rows, ir.Constant(_I64, width)), vectors), unknown
-        )
+        # Each in a half of the word, so that no other height and width give the same number.
+        half = ir.Constant(_I64, 32)
+        choice = builder.switch(builder.xor(builder.shl(rows, half), vectors), unknown)
         for r in range(1, MACHINE.tile_rows + 1):
             for v in range(1, width):
                 block = builder.append_basic_block(f"tile.{r}x{v}")
-                choice.add_case(ir.Constant(_I64, r * width + v), block)
+                choice.add_case(ir.Constant(_I64, (r << 32) ^ v), block)
                 with builder.goto_block(block):
                     builder.call(_tile_function(builder.module, alpha, r, v), arguments)
                     builder.branch(done)
