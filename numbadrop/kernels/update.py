@@ -64,7 +64,9 @@ def element_rule(hyper: type, slots: int) -> Callable[[Function], Function]:
         raise ValueError(f"slots must be 0, 1 or 2, got {slots}")
 
     def register(function: Function) -> Function:
-        _rules[hyper] = _Registered(function, slots)
+        new = _Registered(function, slots)
+        if _rules.setdefault(hyper, new) != new:
+            raise ValueError(f"hyper {hyper.__name__} has a rule already, only one is compiled")
         return function
 
     return register
