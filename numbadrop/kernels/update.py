@@ -59,6 +59,11 @@ def element_rule(hyper: type, slots: int) -> Callable[[Function], Function]:
         A decorator for ``function(rule, w, slots, j, g)``, which changes the weight ``w[j]`` and
         its slots ``slots[0][j]``, ... for the gradient `g`, in code that Numba compiles. `j` may be
         an array of positions and `g` an array, when NumPy runs it.
+
+    Raises
+    ------
+    ValueError
+        If `slots` is none of these, or the class has another rule already.
     """
     if slots not in (0, 1, 2):
         raise ValueError(f"slots must be 0, 1 or 2, got {slots}")
