@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-__all__ = ["atomic_add", "atomic_exchange", "atomic_load", "compare_and_swap", "relax"]
+__all__ = ["atomic_add", "atomic_exchange", "atomic_load", "compare_and_swap", "give_way", "relax"]
 
 _WORD = ir.IntType(64)
 _ORDER = "seq_cst"
@@ -74,6 +75,19 @@ def relax(typingctx: Any) -> Any:
             hint = ir.FunctionType(void, [ir.IntType(32)])
             declared = builder.module.declare_intrinsic("llvm.aarch64.hint", (), hint)
             builder.call(declared, [ir.Constant(ir.IntType(32), 1)])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def give_way(typingctx: Any) -> Any:
+    """Let the system run another thread on this core."""
+    name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
         return context.get_dummy_value()
 
     return types.void(), codegen

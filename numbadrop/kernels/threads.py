@@ -20,8 +20,7 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import numba
@@ -35,6 +34,7 @@ from numbadrop.kernels.atomics import (
     atomic_exchange,
     atomic_load,
     compare_and_swap,
+    give_way,
     relax,
 )
 from numbadrop.kernels.jit import Kernel, inner, native_function
@@ -108,38 +108,40 @@ def _serve(shared, patience):
             waited += 1
             relax()
     atomic_add(shared + _ASLEEP, 1)
-    # A task that was announced before this thread counted as asleep rings no bell for it.
-    while _take_part(shared):
-        pass
 
 
-def _announce(shared, kernel, task, parts):
-    """Make a task the current one; return how many threads have to be woken."""
+def _wake(shared):
+    """Return how many threads are asleep; the caller rings for each, before the task is there."""
+    return atomic_exchange(shared + _ASLEEP, 0)
+
+
+def _work_through(shared, kernel, task, parts, patience):
+    """Make a task the current one; return when all its parts are done.
+
+    It is one native function, so that no exception, such as the one of Ctrl-C, can send the caller
+    away, to free what other threads still work on.
+    """
     store(shared + _KERNEL, kernel)
     store(shared + _TASK, task)
     atomic_exchange(shared + _DONE, 0)
     number = (atomic_load(shared + _STATE) >> (2 * _PART_BITS)) + 1
     atomic_exchange(shared + _STATE, ((number << _PART_BITS) | parts) << _PART_BITS)
-    return atomic_exchange(shared + _ASLEEP, 0)
-
-
-def _finish(shared, patience):
-    """Do the parts that are left, wait for the others; return whether all are done."""
     while _take_part(shared):
         pass
-    parts = (atomic_load(shared + _STATE) >> _PART_BITS) & _MOST_PARTS
-    for _ in range(patience):
-        if atomic_load(shared + _DONE) == parts:
-            return True
-        relax()
-    return False
+    waited = 0
+    while atomic_load(shared + _DONE) < parts:
+        if waited < patience:
+            waited += 1
+            relax()
+        else:
+            give_way()  # The thread that we wait for may need this core.
 
 
 class _Native(NamedTuple):
     look: Any
     serve: Any
-    announce: Any
-    finish: Any
+    wake: Any
+    work_through: Any
 
 
 @cache
@@ -148,8 +150,8 @@ def _native() -> _Native:
     return _Native(
         native_function(_look, types.void(i64)),
         native_function(_serve, types.void(i64, i64)),
-        native_function(_announce, types.int64(i64, i64, i64, i64)),
-        native_function(_finish, types.boolean(i64, i64)),
+        native_function(_wake, types.int64(i64)),
+        native_function(_work_through, types.void(i64, i64, i64, i64, i64)),
     )
 
 
@@ -187,31 +189,17 @@ class _Crew:
             self._bell.acquire()
 
     def run(self, kernel: Kernel, task: int, parts: int) -> None:
-        """Return when all parts are done, also if a signal handler raises, as Ctrl-C does.
-
-        Whoever catches that exception may free what the other threads still work on.
-        """
         if not self.in_use.acquire(blocking=False):
             kernel.call(task, 0, 1)
             return
-        interrupt: BaseException | None = None
         try:
-            asleep = self.native.announce(self._shared, kernel.address, task, parts)
+            asleep = self.native.wake(self._shared)
             if asleep:
                 self._bell.release(asleep)
-        except BaseException as error:
-            interrupt = error
-            self._bell.release(len(self._threads))  # Who slept was perhaps not yet woken.
-        while True:
-            try:
-                if self.native.finish(self._shared, self._patience // 8):
-                    break
-                _give_way()  # The thread that we wait for may need this core.
-            except BaseException as error:
-                interrupt = error
-        self.in_use.release()
-        if interrupt is not None:
-            raise interrupt
+            patience = self._patience // 8
+            self.native.work_through(self._shared, kernel.address, task, parts, patience)
+        finally:
+            self.in_use.release()
 
     def stop(self) -> None:
         """End the threads, after the task that is under way.
@@ -225,9 +213,6 @@ class _Crew:
         for thread in self._threads:
             thread.join(timeout=_LONGEST_WAIT)
 
-
-# A sleep of 0 takes 0.1 ms on Linux, but not every system has the other.
-_give_way: Callable[[], None] = getattr(os, "sched_yield", partial(time.sleep, 0))
 
 _threads: int = numba.config.NUMBA_NUM_THREADS
 _crew: _Crew | None = None
