@@ -128,7 +128,7 @@ def submatrix() -> None:
             (y_left, y, OUTPUT, f"y[:, cols] ({batch}, {len(cols)})"),
         ],
         batch * len(rows) * len(cols),
-        "Grey weights are not\nread, and the step does\nnot change them.",
+        "Grey weights take no\npart, and the step does\nnot change them.",
     )
     marks(axes, x_left, top + 4.3, rows, "cols")
     marks(axes, w_left, top + 3.3, rows, "rows")
@@ -140,7 +140,7 @@ def submatrix() -> None:
 def layers() -> None:
     """Show the layers of the package: each may import what stands below it."""
     house = [
-        [("cli", "the command numbadrop; re-exports in numbadrop itself", MUTED)],
+        [("cli", "the command numbadrop", MUTED)],
         [("train", "fit, evaluate, checkpoints, metrics", OUTPUT)],
         [
             ("optim", "update rules on the active block", OUTPUT),

@@ -71,7 +71,7 @@ class Linear(Module):
     def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
         """Return the wanted units of the output, shape (batch, len(units)).
 
-        No weight outside ``weight[x.units, units]`` is read.
+        No weight outside ``weight[x.units, units]`` takes part.
 
         Raises
         ------

@@ -23,7 +23,7 @@ def linear(
     rows: IndexSet | None = None,
     cols: IndexSet | None = None,
 ) -> Array:
-    """Return ``x @ w[rows, cols] + b[cols]`` without reading any other weight.
+    """Return ``x @ w[rows, cols] + b[cols]`` in which no other weight takes part.
 
     Parameters
     ----------
