@@ -222,11 +222,13 @@ class IndexSet:
             raise ValueError(f"keep must be in [1, {len(self)}], got {keep}")
         if keep == len(self):
             return self
-        chosen = rng.permutation(len(self))[:keep]
-        chosen.sort()
+        # The units with the smallest of as many random numbers, which takes half as long as to sort
+        # a part of a permutation. The cut is for two equal numbers, once in 10^13 draws.
+        keys = rng.random(len(self))
+        chosen = np.flatnonzero(keys <= np.partition(keys, keep - 1)[keep - 1])[:keep]
         return self._trusted(self.indices[chosen], self.size)
 
-    def positions_of(self, other: IndexSet) -> Indices:
+    def positions_of(self, other: IndexSet) -> IndexSet:
         """Return where the units of `other`, a subset, stand among the units of this set.
 
         Raises
@@ -237,16 +239,16 @@ class IndexSet:
         Examples
         --------
         >>> IndexSet([1, 3, 4], 6).positions_of(IndexSet([1, 4], 6))
-        array([0, 2])
+        IndexSet([0 2], size=3)
         """
         self._check_same_axis(other)
         if self.is_all:
-            return other.indices
+            return other
         positions = np.searchsorted(self.indices, other.indices)
         missing = self.indices[np.minimum(positions, len(self) - 1)] != other.indices
         if missing.any():
             raise ValueError(f"unit {other.indices[missing][0]} of other is not in this set")
-        return positions
+        return self._trusted(positions, len(self))
 
     def union(self, other: IndexSet) -> IndexSet:
         """Return the set of the units in either set.

@@ -112,6 +112,32 @@ def test_only_needed_rules_run():
         product(w, w)
 
 
+def test_rules_share_what_is_prepared_once():
+    calls = []
+
+    @primitive
+    def product(a, b, factor):
+        return factor * a * b
+
+    @product.prepare
+    def _(g, out, a, b, factor):
+        calls.append(out)
+        return {"scaled": factor * g}
+
+    @product.gradient("a")
+    def _(prepared, out, a, b, factor):
+        return prepared["scaled"] * b
+
+    @product.gradient("b")
+    def _(prepared, out, a, b, factor):
+        return prepared["scaled"] * a
+
+    check_grads(product, [np.array([2.0, 3.0]), np.array([5.0, 7.0]), 4.0])
+    calls.clear()
+    product(leaf(2.0), leaf(3.0), 4.0).backward()
+    np.testing.assert_array_equal(calls, [[24.0]])
+
+
 def test_defaults_and_names_of_arguments():
     @primitive
     def shifted(x, by=1.0):

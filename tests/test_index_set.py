@@ -146,7 +146,9 @@ class TestIndexSet:
     def test_positions(self, pair):
         one, other = pair
         if {*other.indices.tolist()} <= {*one.indices.tolist()}:
-            np.testing.assert_array_equal(one.indices[one.positions_of(other)], other.indices)
+            positions = one.positions_of(other)
+            assert positions.size == len(one)
+            np.testing.assert_array_equal(one.indices[positions.indices], other.indices)
         else:
             missing = min({*other.indices.tolist()} - {*one.indices.tolist()})
             with pytest.raises(ValueError, match=f"^unit {missing} of other is not in this set"):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numbadrop import ops
-from numbadrop.autograd import Variable, no_grad
+from numbadrop.autograd import Block, Variable, no_grad
 from numbadrop.index_set import IndexSet
 from numbadrop.nn import (
     Activation,
@@ -40,8 +40,8 @@ class Spy(Linear):
         super().__init__(*args, **kwargs)
         self.blocks = []
 
-    def __call__(self, x, units=None):
-        y = super().__call__(x, units)
+    def __call__(self, x, units=None, **factors):
+        y = super().__call__(x, units, **factors)
         self.blocks.append((Activation.of(x).units, y.units))
         return y
 
@@ -240,6 +240,41 @@ class TestSequential:
             x = layer(x)
         np.testing.assert_array_equal(planned, planned_again)
         np.testing.assert_allclose(planned, x.value, rtol=1e-6)
+
+    @given(
+        tail=st.lists(
+            st.sampled_from([ReLU, lambda: LeakyReLU(0.25), lambda: LeakyReLU(-0.5), Tanh,
+                             lambda: BatchwiseDropout(0.5), lambda: Dropout(0.5)]),
+            max_size=5,
+        ),
+        training=st.booleans(),
+    )  # fmt: skip
+    def test_what_a_layer_absorbs_changes_no_value(self, tail, training):
+        net = Sequential(Linear(4, 8, dtype=np.float64), *[make() for make in tail])
+        net.seed(3).train(training)
+        net.layers[0].bias.value[...] = np.linspace(-1, 1, 8)
+        x = Variable(X.astype(np.float64), requires_grad=True)
+        fused = net(x)
+        fused.values.backward(np.ones(fused.values.shape))
+        fused_gradients = [x.grad, *(p.grad for p in net.parameters())]
+        x.grad = None
+        net.zero_grad()
+        net.seed(3)
+        net.layers[0].bias.value[...] = np.linspace(-1, 1, 8)
+        # The pattern of the first dropout is drawn before the layer runs, the others in turn.
+        first = next((m for m in net.layers if isinstance(m, BatchwiseDropout)), None)
+        pattern = first.draw(IndexSet.all(8)) if first is not None and training else None
+        plain = net.layers[0](x, None if pattern is None else pattern.units)
+        for layer in net.layers[1:]:
+            plain = layer(plain, pattern=pattern) if layer is first else layer(plain)
+        plain.values.backward(np.ones(plain.values.shape))
+        assert fused.units == plain.units
+        np.testing.assert_allclose(fused.value, plain.value, rtol=1e-13)
+        for one, other in zip(
+            fused_gradients, [x.grad, *(p.grad for p in net.parameters())], strict=True
+        ):
+            one, other = (g.dense() if isinstance(g, Block) else g for g in (one, other))
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
 
     @pytest.mark.parametrize("nested", [False, True])
     def test_units_wanted_from_outside_reach_the_last_producer(self, nested):

@@ -20,8 +20,16 @@ def subset(size):
 
 
 class TestLinear:
-    @given(rows=subset(5), cols=subset(4), bias=st.booleans(), batch=st.integers(0, 3), seed=seeds)
-    def test_value_and_gradients(self, rows, cols, bias, batch, seed):
+    @given(
+        rows=subset(5),
+        cols=subset(4),
+        bias=st.booleans(),
+        batch=st.integers(0, 3),
+        slope=st.sampled_from([0.0, 0.25, 1.0, 1.5]),
+        scale=st.sampled_from([1.0, 1.75]),
+        seed=seeds,
+    )
+    def test_value_and_gradients(self, rows, cols, bias, batch, slope, scale, seed):
         rng = np.random.default_rng(seed)
         row_units = rows or IndexSet.all(5)
         col_units = cols or IndexSet.all(4)
@@ -29,12 +37,15 @@ class TestLinear:
         w = rng.standard_normal((5, 4))
         b = rng.standard_normal(4) if bias else None
         block = np.ix_(row_units.indices, col_units.indices)
-        expected = x @ w[block] + (b[col_units.indices] if bias else 0)
-        np.testing.assert_allclose(ops.linear(x, w, b, rows, cols).value, expected, atol=1e-13)
-        check_grads(ops.linear, [x, w, b, rows, cols])
+        sums = x @ w[block] + (b[col_units.indices] if bias else 0)
+        expected = scale * np.where(sums > 0, sums, slope * sums)
+        y = ops.linear(x, w, b, rows, cols, slope, scale).value
+        np.testing.assert_allclose(y, expected, atol=1e-13)
+        if abs(sums).min(initial=1) > 1e-4:  # away from the kink
+            check_grads(ops.linear, [x, w, b, rows, cols, slope, scale])
 
         weight = Variable(w, requires_grad=True)
-        ops.linear(x, weight, b, rows, cols).backward(np.ones(expected.shape))
+        ops.linear(x, weight, b, rows, cols, slope, scale).backward(np.ones(expected.shape))
         assert isinstance(weight.grad, Block) != (row_units.is_all and col_units.is_all)
 
     def test_other_weights_are_never_read(self):
@@ -109,15 +120,14 @@ def test_leaky_relu_slope():
 class TestUnits:
     @given(kept=st.sets(st.integers(0, 5), min_size=1), shape=st.sampled_from([(2,), (0,), (2, 3)]))
     def test_take_and_place(self, kept, shape):
-        positions = np.array(sorted(kept))
+        units = IndexSet(sorted(kept), 6)
         x = np.random.default_rng(0).standard_normal((*shape, 6))
-        taken = ops.take_units(x, positions, 3.0)
-        np.testing.assert_array_equal(taken.value, 3 * x[..., positions])
-        placed = ops.place_units(taken, positions, 6).value
-        mask = np.isin(np.arange(6), positions)
-        np.testing.assert_array_equal(placed, np.where(mask, 3 * x, 0))
-        check_grads(ops.take_units, [x, positions, 3.0])
-        check_grads(ops.place_units, [x[..., : len(positions)], positions, 6])
+        taken = ops.take_units(x, units, 3.0)
+        np.testing.assert_array_equal(taken.value, 3 * x[..., units.indices])
+        placed = ops.place_units(taken, units).value
+        np.testing.assert_array_equal(placed, np.where(units.mask(), 3 * x, 0))
+        check_grads(ops.take_units, [x, units, 3.0])
+        check_grads(ops.place_units, [x[..., : len(units)], units])
 
     def test_flatten(self):
         x = np.arange(12.0).reshape(2, 3, 2)

@@ -239,8 +239,9 @@ def _walk(start: Variable, gradient: Gradient) -> None:
         number, record = heappop(ready)
         out_gradient = gradients.pop(-number)
         made_by, arguments = record.primitive, record.arguments
+        prepared = made_by.prepare_step(out_gradient, record.out, *arguments)
         for position, source in record.sources or ():
-            result = made_by.rules[position](out_gradient, record.out, *arguments)
+            result = made_by.rules[position](prepared, record.out, *arguments)
             name = made_by.names[position]
             of = "gradient of {} for argument {!r}"
             hand(source, _fitting(result, arguments[position], of, made_by.__name__, name))
@@ -256,6 +257,7 @@ class Primitive:
         self.signature = inspect.signature(function)
         self.names = list(self.signature.parameters)
         self.rules: dict[int, Rule] = {}
+        self.prepare_step: Rule = _unprepared
         for parameter in self.signature.parameters.values():
             if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
                 raise TypeError(
@@ -305,6 +307,19 @@ class Primitive:
             return rule
 
         return register
+
+    def prepare(self, step: Rule) -> Rule:
+        """Declare the decorated function as a step that all gradient rules share.
+
+        It is called once in a backward pass, with what a rule is called with. The rules get what
+        it returns, whatever that is, in place of the gradient of the output.
+        """
+        self.prepare_step = step
+        return step
+
+
+def _unprepared(g: Array, out: Array, *arguments: Any) -> Array:
+    return g
 
 
 def primitive(function: Callable[..., Any]) -> Primitive:

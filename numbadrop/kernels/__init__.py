@@ -5,17 +5,27 @@ and a serial kernel. `numbadrop.kernels.reference` defines them in plain NumPy.
 """
 
 from numbadrop.kernels import jitted as _jitted  # noqa: F401  (teaches Numba the doors)
-from numbadrop.kernels.matmul import gathered_matmul, gathered_matmul_t, matmul_at, scatter_matmul
+from numbadrop.kernels.elementwise import rectifier_gradient, take_columns
+from numbadrop.kernels.matmul import (
+    gathered_linear,
+    gathered_matmul,
+    gathered_matmul_t,
+    matmul_at,
+    scatter_matmul,
+)
 from numbadrop.kernels.threads import get_num_threads, set_num_threads
 from numbadrop.kernels.update import element_rule, update_block
 
 __all__ = [
     "element_rule",
+    "gathered_linear",
     "gathered_matmul",
     "gathered_matmul_t",
     "get_num_threads",
     "matmul_at",
+    "rectifier_gradient",
     "scatter_matmul",
     "set_num_threads",
+    "take_columns",
     "update_block",
 ]

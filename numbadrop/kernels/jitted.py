@@ -17,7 +17,7 @@ from numbadrop.kernels import matmul
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import keep_alive
 from numbadrop.kernels.packing import Axis, Matrix
-from numbadrop.kernels.product import Product, Strided, multiply
+from numbadrop.kernels.product import Epilogue, Product, Strided, multiply
 
 __all__: list[str] = []
 
@@ -161,17 +161,13 @@ def _multiply(a, b, c, b_rows, b_cols, c_rows, c_cols, alpha, scatter):
     _check_apart(c, b)
     rows, depth = a.shape
     cols = _count(b_cols, b.shape[1])
-    if depth == 0:
-        if not scatter:
-            c[:] = 0
-    else:
-        product = Product(
-            a.dtype.type(alpha), rows, cols, depth, scatter,
-            Strided(a.ctypes.data, a.strides[0], a.strides[1]),
-            Matrix(b.ctypes.data, _axis(b, 0, b_rows), _axis(b, 1, b_cols)),
-            Matrix(c.ctypes.data, _axis(c, 0, c_rows), _axis(c, 1, c_cols)),
-        )  # fmt: skip
-        multiply(product, 0, rows, 0, cols)
+    product = Product(
+        Epilogue(a.dtype.type(1), a.dtype.type(alpha)), 0, rows, cols, depth, scatter,
+        Strided(a.ctypes.data, a.strides[0], a.strides[1]),
+        Matrix(b.ctypes.data, _axis(b, 0, b_rows), _axis(b, 1, b_cols)),
+        Matrix(c.ctypes.data, _axis(c, 0, c_rows), _axis(c, 1, c_cols)),
+    )  # fmt: skip
+    multiply(product, 0, rows, 0, cols)
     keep_alive(a)
     keep_alive(b)
     keep_alive(c)

@@ -1,15 +1,18 @@
-"""Gathered matrix products: forward, input gradient, weight gradient.
+"""Gathered matrix products: forward, input gradient, weight gradient, and a whole layer.
 
-All four functions are one product, `product.multiply`, with other operands. Called from NumPy
-code they use Numba's threads; called from a jitted function, under the same names, they run on the
-calling thread, so that the caller's own `prange` decides what is parallel.
+All functions are one product, `product.multiply`, with other operands. Called from NumPy code they
+use the crew of threads; called from a jitted function, under the same names, the four plain
+products run on the calling thread, so that the caller's own `prange` decides what is parallel.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import numbers
 import struct
+from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -20,25 +23,37 @@ from numbadrop.kernels import threads
 from numbadrop.kernels.arrays import (
     Array,
     Units,
+    address_of,
+    check_apart,
+    check_is_array,
     check_matrix,
     check_out,
     check_same_dtype,
     check_units,
     resolve,
 )
+from numbadrop.kernels.jit import Kernel
 from numbadrop.kernels.product import native_multiply
 
-__all__ = ["gathered_matmul", "gathered_matmul_t", "matmul_at", "scatter_matmul"]
+__all__ = [
+    "check_rectifier",
+    "gathered_linear",
+    "gathered_matmul",
+    "gathered_matmul_t",
+    "matmul_at",
+    "scatter_matmul",
+]
 
-_TASK = {
-    np.dtype(np.float32): (struct.Struct("@f21q"), numba.float32),
-    np.dtype(np.float64): (struct.Struct("@d21q"), numba.float64),
-}
 _SERIAL_BELOW = 200_000
 """Multiplications that one thread finishes about as fast as a region of several starts."""
 
 
-def _multiply(
+@cache
+def _task(dtype: np.dtype[Any]) -> tuple[struct.Struct, Kernel]:
+    return struct.Struct(f"@2{dtype.char}22q"), native_multiply(numba.from_dtype(dtype))
+
+
+def multiply(
     a: Array,
     b: Array,
     c: Array,
@@ -47,35 +62,35 @@ def _multiply(
     b_cols: IndexSet | None = None,
     c_rows: IndexSet | None = None,
     c_cols: IndexSet | None = None,
-    alpha: float = 1.0,
+    bias: Array | None = None,
+    slope: float = 1.0,
+    scale: float = 1.0,
     scatter: bool = False,
 ) -> None:
-    """``C = A B[b_rows, b_cols]``, or with `scatter` ``C[c_rows, c_cols] += alpha A B``.
+    """``C = f(A B[b_rows, b_cols])``, or with `scatter` ``C[c_rows, c_cols] += f(A B)``.
 
-    Operands are checked. Transposition is a view's swapped strides.
+    The door checks nothing: operands are what `Product` wants. Transposition is a view's swapped
+    strides.
     """
     rows, depth = a.shape
     cols = b.shape[1] if b_cols is None else len(b_cols)
-    if rows == 0 or cols == 0:
-        return
-    if depth == 0:
-        if not scatter:
-            c[...] = 0
-        return
-    layout, element = _TASK[c.dtype]
+    layout, kernel = _task(c.dtype)
     task = (ctypes.c_char * layout.size)()
+    b_row, b_col = b.strides
+    c_row, c_col = c.strides
     layout.pack_into(
         task, 0,
-        alpha, rows, cols, depth, scatter,
-        a.ctypes.data, *a.strides,
-        b.ctypes.data,
-        b.strides[0], b.shape[0], 0 if b_rows is None else b_rows.address,
-        b.strides[1], b.shape[1], 0 if b_cols is None else b_cols.address,
-        c.ctypes.data,
-        c.strides[0], c.shape[0], 0 if c_rows is None else c_rows.address,
-        c.strides[1], c.shape[1], 0 if c_cols is None else c_cols.address,
+        slope, scale, 0 if bias is None else address_of(bias),
+        rows, cols, depth, scatter,
+        address_of(a), *a.strides,
+        address_of(b),
+        b_row, b.shape[0], 0 if b_rows is None else b_rows.address,
+        b_col, b.shape[1], 0 if b_cols is None else b_cols.address,
+        address_of(c),
+        c_row, c.shape[0], 0 if c_rows is None else c_rows.address,
+        c_col, c.shape[1], 0 if c_cols is None else c_cols.address,
     )  # fmt: skip
-    threads.run(native_multiply(element), task, rows * cols * depth >= _SERIAL_BELOW)
+    threads.run(kernel, task, rows * cols * depth >= _SERIAL_BELOW)
 
 
 def _gathered(
@@ -85,6 +100,7 @@ def _gathered(
     depth: tuple[str, Units],
     across: tuple[str, Units],
     out: Array | None,
+    **epilogue: Any,
 ) -> Array:
     """Check and multiply `a`, called `name`, by ``w[depth, across]``, two named sets of units."""
     a = check_matrix(name, a)
@@ -96,7 +112,7 @@ def _gathered(
         out = np.empty(shape, w.dtype)
     else:
         check_out(out, shape, w.dtype, **{name: a, "w": w})
-    _multiply(a, w, out, b_rows=along, b_cols=cols)
+    multiply(a, w, out, b_rows=along, b_cols=cols, **epilogue)
     return out
 
 
@@ -177,6 +193,75 @@ def gathered_matmul_t(
     return _gathered("g", g, check_matrix("w", w).T, ("cols", cols), ("rows", rows), out)
 
 
+def gathered_linear(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None = None,
+    rows: Units = None,
+    cols: Units = None,
+    *,
+    slope: float = 1.0,
+    scale: float = 1.0,
+    out: Array | None = None,
+) -> Array:
+    """Compute a layer on the units that take part: product, bias, rectifier and scaling in one.
+
+    ``y[b, j] = scale rectify(sum_i x[b, i] w[rows[i], cols[j]] + b[cols[j]])``, where
+    ``rectify(v) = v if v > 0 else slope v``. A result passes through all of this in a register.
+
+    Parameters
+    ----------
+    x, w, rows, cols, out
+        As for `gathered_matmul`.
+    b : array_like of the same dtype, shape (n_out,), optional
+    slope : float, default 1.0
+        0 is ReLU, 1 leaves every value as it is. Finite, not negative.
+    scale : float, default 1.0
+        Of batchwise dropout behind the layer. Finite, positive.
+
+    Returns
+    -------
+    ndarray, shape (batch, len(cols))
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `gathered_matmul`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import gathered_linear
+    >>> w, b = np.array([[1.0, -1.0, 1.0]]), np.array([0.5, 0.5, 7.0])
+    >>> gathered_linear(np.ones((1, 1)), w, b, cols=[0, 1], slope=0.0, scale=2.0)
+    array([[ 3., -0.]])
+    """
+    w = check_matrix("w", w)
+    check_rectifier(slope, scale)
+    if b is not None:
+        b = np.asarray(b)
+        if b.shape != w.shape[1:] or b.dtype != w.dtype:
+            raise ValueError(
+                f"b must be {w.dtype} of shape {w.shape[1:]}, got {b.dtype} of shape {b.shape}"
+            )
+        if not (b.flags.c_contiguous and b.flags.aligned):
+            b = b.copy()
+        if out is not None:
+            check_is_array("out", out)
+            check_apart("out", out, b=b)
+    return _gathered(
+        "x", x, w, ("rows", rows), ("cols", cols), out, bias=b, slope=slope, scale=scale
+    )
+
+
+def check_rectifier(slope: float, scale: float) -> None:
+    """Refuse factors under which the sign of a result would not be that of its sum."""
+    if not 0 <= slope < math.inf:
+        raise ValueError(f"slope must be finite and not negative, got {slope}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be finite and positive, got {scale}")
+
+
 def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
     """Multiply by the transpose from the left: the compact gradient of a gathered weight.
 
@@ -213,7 +298,7 @@ def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
         out = np.empty(shape, x.dtype)
     else:
         check_out(out, shape, x.dtype, x=x, g=g)
-    _multiply(x.T, g, out)
+    multiply(x.T, g, out)
     return out
 
 
@@ -268,7 +353,7 @@ def scatter_matmul(
     row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
     check_units("x", 1, x.shape[1], "rows", row_set, out.shape[0])
     check_units("g", 1, g.shape[1], "cols", col_set, out.shape[1])
-    _multiply(x.T, g, out, c_rows=row_set, c_cols=col_set, alpha=alpha, scatter=True)
+    multiply(x.T, g, out, c_rows=row_set, c_cols=col_set, scale=alpha, scatter=True)
     return out
 
 

@@ -17,6 +17,7 @@ from numbadrop.kernels.jit import inner
 __all__ = [
     "as_address",
     "as_pointer",
+    "call_case",
     "first_of",
     "keep_alive",
     "load",
@@ -29,6 +30,27 @@ __all__ = [
 def pointer(builder: Any, address: Any) -> Any:
     """Return the LLVM pointer for an integer address."""
     return builder.inttoptr(address, ir.PointerType())
+
+
+def call_case(builder: Any, number: Any, cases: dict[int, Any], arguments: list[Any]) -> None:
+    """Emit a call of the one of several LLVM functions that `number` says.
+
+    A number that has none ends the process at once: work must never be skipped in silence.
+    """
+    unknown = builder.append_basic_block("unknown")
+    done = builder.append_basic_block("done")
+    choice = builder.switch(number, unknown)
+    for case, function in cases.items():
+        block = builder.append_basic_block("case")
+        choice.add_case(ir.Constant(number.type, case), block)
+        with builder.goto_block(block):
+            builder.call(function, arguments)
+            builder.branch(done)
+    with builder.goto_block(unknown):
+        trap = ir.FunctionType(ir.VoidType(), [])
+        builder.call(builder.module.declare_intrinsic("llvm.trap", (), trap), [])
+        builder.unreachable()
+    builder.position_at_end(done)
 
 
 @intrinsic

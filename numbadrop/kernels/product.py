@@ -1,8 +1,12 @@
-"""The product C = A B or C += alpha A B as loops around packing and the register tile.
+"""The product C = f(A B) or C += f(A B) as loops around packing and the register tile.
 
 A is read where it lies, by address and two strides. B is gathered while it is packed. C is a
 block of rows and columns of an array. Forward pass, input gradient and weight gradient, dense or
 gathered, differ in their operands alone.
+
+f is the epilogue, which a tile passes through while it is still in the nearest cache:
+``f(v) = scale rectify(v + bias)``, where ``rectify(v) = v if v > 0 else slope v``. It is a whole
+layer with ReLU and dropout, and also the factor of a scatter.
 """
 
 from __future__ import annotations
@@ -11,18 +15,27 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import carray, types
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inlined, inner, native_kernel
-from numbadrop.kernels.memory import as_address, first_of, keep_alive, load, load_index, store
-from numbadrop.kernels.packing import Axis, Matrix, offset, pack, workspace
+from numbadrop.kernels.memory import (
+    as_address,
+    as_pointer,
+    first_of,
+    keep_alive,
+    load,
+    load_index,
+    store,
+)
+from numbadrop.kernels.packing import WORKSPACE_BYTES, Axis, Matrix, offset, pack, unit, workspace
 from numbadrop.kernels.tile import register_tile
 
-__all__ = ["Product", "Strided", "multiply", "native_multiply", "share"]
+__all__ = ["Epilogue", "Product", "Strided", "multiply", "native_multiply", "share"]
 
 _CACHE_LINE = 64
-_DEPTH_BLOCK = 512
-"""A panel of this depth and the rows of A that meet it share the L2 cache."""
+_DEPTH_BLOCK = 320
+"""The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
 
 
 class Strided(NamedTuple):
@@ -35,11 +48,20 @@ class Strided(NamedTuple):
     """Bytes from one element of the depth to the next."""
 
 
-class Product(NamedTuple):
-    """A product to compute: ``C = A B`` or, with `scatter`, ``C += alpha A B``."""
+class Epilogue(NamedTuple):
+    """The factors of ``f(v) = scale (v + bias if v + bias > 0 else slope (v + bias))``."""
 
-    alpha: float
+    slope: float
+    scale: float
     """Its type is the element type of the operands."""
+
+
+class Product(NamedTuple):
+    """A product to compute: ``C = f(A B)`` or, with `scatter`, ``C += f(A B)``."""
+
+    epilogue: Epilogue
+    bias: int
+    """Address of one number for each unit of the columns of B, or 0 where there is none."""
     rows: int
     cols: int
     depth: int
@@ -61,8 +83,19 @@ def share(total, parts, number):
 
 
 @inner
+def _finish_tile(epilogue, tile, pitch, rows, columns, bias):
+    """Apply the epilogue to a tile where it lies; `bias` is an array."""
+    slope, scale = epilogue.slope, epilogue.scale
+    for i in range(rows):
+        row = carray(as_pointer(scale, tile + i * pitch), columns)
+        for j in range(columns):
+            value = row[j] + bias[j]
+            row[j] = scale * (value if value > 0 else slope * value)
+
+
+@inner
 def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
-    """Bring a finished tile to its place in C: ``C = tile`` or ``C += alpha tile``."""
+    """Bring a finished tile to its place in C: ``C = tile`` or ``C += tile``."""
     size = bytes_of(alpha)
     for i in range(rows):
         row = c.address + offset(c.rows, i0 + i)
@@ -70,7 +103,7 @@ def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
             value = load(alpha, tile + i * pitch + j * size)
             target = row + offset(c.cols, j0 + j)
             if scatter:
-                value = load(alpha, target) + alpha * value
+                value = load(alpha, target) + value
             store(target, value)
 
 
@@ -80,28 +113,37 @@ def multiply(product, i_first, i_last, j_first, j_last):
 
     `j_first` is a multiple of the lanes.
     """
-    alpha, depth, scatter, a, b, c = (
-        product.alpha, product.depth, product.scatter, product.a, product.b, product.c
+    epilogue, depth, scatter, a, b, c = (
+        product.epilogue, product.depth, product.scatter, product.a, product.b, product.c
     )  # fmt: skip
+    alpha = epilogue.scale
+    finish = product.bias != 0 or epilogue.slope != 1 or epilogue.scale != 1
     size = bytes_of(alpha)
     wide = lanes(alpha)
     columns = j_last - j_first
     rows = i_last - i_first
     if columns <= 0 or rows <= 0:
         return
-    block = min(depth, _DEPTH_BLOCK)
+    # One block of no depth makes zeros.
+    blocks = max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK)
+    block = (depth + blocks - 1) // blocks
     width = MACHINE.tile_vectors * wide
-    work = workspace(alpha, width)
-    # Rows of a panel begin on cache lines; packing may write one register and `wide` rows more.
-    panel_memory = np.empty(((block + wide) * width + wide) * size + _CACHE_LINE, np.uint8)
+    # Zeros, because what stands behind the last column is multiplied too (and thrown away):
+    # arbitrary bytes can be denormal numbers, which some CPUs multiply a hundred times slower.
+    work_memory = np.zeros(WORKSPACE_BYTES, np.uint8)
+    work = workspace(work_memory.ctypes.data)
+    # Rows of a panel begin on cache lines; packing may write `wide` rows more.
+    panel_memory = np.empty((block + wide) * width * size + _CACHE_LINE, np.uint8)
     panel = _align(panel_memory.ctypes.data)
     # The sums of a depth that is cut in blocks meet in C itself, so only whole registers of a C
     # that is overwritten and dense can take them; all other tiles pass through `edge`.
     direct = not scatter and c.cols.stride == size and c.cols.indices == 0 and c.rows.indices == 0
     edge_row = width * size
-    edge_rows = MACHINE.tile_rows if depth == block else rows
+    edge_rows = MACHINE.tile_rows if blocks == 1 else rows
     edge_memory = np.empty(edge_rows * edge_row + _CACHE_LINE, np.uint8)
     edge = _align(edge_memory.ctypes.data)
+    bias = np.full(width, alpha)  # of the type of alpha
+    bias[:] = 0
 
     vectors = (columns + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
@@ -115,10 +157,14 @@ def multiply(product, i_first, i_last, j_first, j_last):
         j0 = j_first + v0 * wide
         filled = min(thick * wide, j_last - j0)
         in_place = direct and filled == thick * wide
+        if product.bias != 0:
+            for j in range(filled):
+                bias[j] = load(alpha, product.bias + unit(b.cols, j0 + j) * size)
         # Loop 2: depth of A and B, a block at a time.
-        for k0 in range(0, depth, block):
-            deep = min(block, depth - k0)
-            last = k0 + deep == depth
+        for n in range(blocks):
+            k0 = share(depth, blocks, n)
+            deep = share(depth, blocks, n + 1) - k0
+            last = n == blocks - 1
             pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
             # Loop 3: rows of A and C, a register tile at a time.
             for t in range(tiles):
@@ -129,15 +175,18 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     target = c.address + i0 * c.rows.stride + j0 * size
                     target_row = c.rows.stride
                 else:
-                    target = edge if depth == block else edge + r0 * edge_row
+                    target = edge if blocks == 1 else edge + r0 * edge_row
                     target_row = edge_row
                 register_tile(
                     alpha, high, thick, deep,
                     a.address + i0 * a.row + k0 * a.depth, a.row, a.depth,
                     panel, target, target_row, k0 > 0,
                 )  # fmt: skip
+                if last and finish:
+                    _finish_tile(epilogue, target, target_row, high, thick * wide, bias)
                 if last and not in_place:
                     _write_tile(alpha, target, target_row, high, filled, c, i0, j0, scatter)
+    keep_alive(work_memory)
     keep_alive(panel_memory)
     keep_alive(edge_memory)
 
@@ -171,17 +220,18 @@ def _read_matrix(words, at):
 
 
 def _multiply_part(task, part, parts):
-    alpha = first_of(task)
-    words = as_address(task)
+    epilogue = first_of(task)
+    words = as_address(task) + len(epilogue) * bytes_of(epilogue.scale)
     rows = load_index(words, 1)
     cols = load_index(words, 2)
     product = Product(
-        alpha, rows, cols, load_index(words, 3), load_index(words, 4) != 0,
+        epilogue, load_index(words, 0), rows, cols, load_index(words, 3),
+        load_index(words, 4) != 0,
         Strided(load_index(words, 5), load_index(words, 6), load_index(words, 7)),
         _read_matrix(words, 8),
         _read_matrix(words, 15),
     )  # fmt: skip
-    wide = lanes(alpha)
+    wide = lanes(epilogue.scale)
     vectors = (cols + wide - 1) // wide
     across_rows = _grid(parts, rows, cols, wide)
     across_cols = parts // across_rows
@@ -199,4 +249,5 @@ def _multiply_part(task, part, parts):
 @cache
 def native_multiply(element: Any) -> Any:
     """Return the native kernel for one element type; a task is the words of a `Product`."""
-    return native_kernel(_multiply_part, element)
+    first = types.NamedUniTuple(element, len(Epilogue._fields), Epilogue)
+    return native_kernel(_multiply_part, first)

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gathered_matmul", "gathered_matmul_t", "matmul_at", "scatter_matmul", "update_block"]
+__all__ = [
+    "gathered_linear",
+    "gathered_matmul",
+    "gathered_matmul_t",
+    "matmul_at",
+    "rectifier_gradient",
+    "scatter_matmul",
+    "take_columns",
+    "update_block",
+]
 
 Array = NDArray[Any]
 
@@ -46,6 +55,34 @@ def scatter_matmul(
     """out[rows[i], cols[j]] += alpha sum_b x[b, i] g[b, j]."""
     out[_block(out.shape, rows, cols)] += alpha * (x.T @ g)
     return out
+
+
+def gathered_linear(
+    x: Array,
+    w: Array,
+    b: Array,
+    rows: Any = None,
+    cols: Any = None,
+    *,
+    slope: float = 1.0,
+    scale: float = 1.0,
+) -> Array:
+    """y[b, j] = scale rectify(x w[rows, cols] + b[cols]), rectify(v) = v if v > 0 else slope v."""
+    v = gathered_matmul(x, w, rows, cols) + b[_block(b.shape, cols)]
+    return scale * np.where(v > 0, v, slope * v)
+
+
+def rectifier_gradient(
+    g: Array, y: Array, *, slope: float = 1.0, scale: float = 1.0
+) -> tuple[Array, Array]:
+    """h[b, j] = g scale (1 if y > 0 else slope), and sum_b h[b, j]."""
+    h = g * scale * np.where(y > 0, 1, slope)
+    return h, h.sum(axis=0)
+
+
+def take_columns(x: Array, cols: Any, factor: float = 1.0) -> Array:
+    """y[b, j] = factor x[b, cols[j]]."""
+    return factor * x[:, _block(x.shape[1:], cols)[0]]
 
 
 def update_block(

@@ -17,7 +17,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, itemsize, vector_type
-from numbadrop.kernels.memory import pointer
+from numbadrop.kernels.memory import call_case, pointer
 
 __all__ = ["register_tile"]
 
@@ -154,28 +154,14 @@ def register_tile(
             depth, pointer(builder, a), a_row, a_depth, pointer(builder, b),
             pointer(builder, c), c_row, accumulate,
         ]  # fmt: skip
-        width = MACHINE.tile_vectors + 1
-        unknown = builder.append_basic_block("tile.unknown")
-        done = builder.append_basic_block("tile.done")
         # Each in a half of the word, so that no other height and width give the same number.
-        half = ir.Constant(_I64, 32)
-        choice = builder.switch(builder.xor(builder.shl(rows, half), vectors), unknown)
-        for r in range(1, MACHINE.tile_rows + 1):
-            for v in range(1, width):
-                block = builder.append_basic_block(f"tile.{r}x{v}")
-                choice.add_case(ir.Constant(_I64, (r << 32) ^ v), block)
-                with builder.goto_block(block):
-                    builder.call(_tile_function(builder.module, alpha, r, v), arguments)
-                    builder.branch(done)
-        with builder.goto_block(unknown):
-            builder.call(
-                builder.module.declare_intrinsic(
-                    "llvm.trap", (), ir.FunctionType(ir.VoidType(), [])
-                ),
-                [],
-            )
-            builder.unreachable()
-        builder.position_at_end(done)
+        number = builder.xor(builder.shl(rows, _I64(32)), vectors)
+        cases = {
+            (high << 32) ^ wide: _tile_function(builder.module, alpha, high, wide)
+            for high in range(1, MACHINE.tile_rows + 1)
+            for wide in range(1, MACHINE.tile_vectors + 1)
+        }
+        call_case(builder, number, cases, arguments)
         return context.get_dummy_value()
 
     return (

@@ -87,8 +87,7 @@ class Activation:
         """Return the activation on `units`, which hold all of these, with zeros for the others."""
         if units == self.units:
             return self
-        positions = units.positions_of(self.units)
-        return Activation(place_units(self.values, positions, len(units)), units)
+        return Activation(place_units(self.values, units.positions_of(self.units)), units)
 
     def dense(self) -> Array:
         """Return a plain array, shape (batch, ..., units.size), with zeros for dropped units."""

@@ -38,6 +38,8 @@ class Linear(Module):
     (2, 2)
     """
 
+    rectifies = True
+
     def __init__(
         self,
         in_features: int,
@@ -68,10 +70,19 @@ class Linear(Module):
         """Return all units of the output."""
         return self._all
 
-    def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
+    def __call__(
+        self, x: Input, units: IndexSet | None = None, *, slope: float = 1.0, scale: float = 1.0
+    ) -> Activation:
         """Return the wanted units of the output, shape (batch, len(units)).
 
         No weight outside ``weight[x.units, units]`` takes part.
+
+        Parameters
+        ----------
+        x : ndarray, Variable or Activation, shape (batch, in_features)
+        units : IndexSet, optional
+        slope, scale : float
+            What the layers behind this one do to each value, see `numbadrop.ops.linear`.
 
         Raises
         ------
@@ -96,4 +107,5 @@ class Linear(Module):
         self.weight.refresh(x.units, units)
         if self.bias is not None:
             self.bias.refresh(units)
-        return Activation(ops.linear(x.values, self.weight, self.bias, x.units, units), units)
+        values = ops.linear(x.values, self.weight, self.bias, x.units, units, slope, scale)
+        return Activation(values, units)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from numbadrop.index_set import IndexSet
 from numbadrop.nn.activation import Activation, Input
-from numbadrop.nn.dropout import BatchwiseDropout
+from numbadrop.nn.dropout import BatchwiseDropout, Pattern
 from numbadrop.nn.module import Module
 
 __all__ = ["Residual", "Sequential"]
@@ -68,25 +68,55 @@ class Sequential(Module):
 def _run(
     producer: Module | None, tail: list[Module], x: Activation, wanted: IndexSet | None
 ) -> Activation:
-    dropout = next((layer for layer in tail if isinstance(layer, BatchwiseDropout)), None)
-    pattern = None
     if producer is None:
-        x = x.take(wanted)
+        x, pattern, absorbed = x.take(wanted), None, 0
     else:
+        dropout = next((layer for layer in tail if isinstance(layer, BatchwiseDropout)), None)
+        pattern = None
         if dropout is not None and dropout.training:
             within = producer.out_units(x.units) if wanted is None else wanted
             if within is not None:
                 pattern = dropout.draw(within)
                 wanted = pattern.units
-        x = producer(x, wanted)
-    for layer in tail:
-        if layer is dropout:
-            x = dropout(x, pattern=pattern)
-            # The same layer once more in the same tail draws for itself.
+        factors, absorbed, pattern = _absorb(producer, tail, pattern)
+        x = producer(x, wanted, **factors)
+    for layer in tail[absorbed:]:
+        if pattern is not None and isinstance(layer, BatchwiseDropout):
+            x = layer(x, pattern=pattern)
+            # Others in the same tail, or the same once more, draw for themselves.
             pattern = None
         else:
             x = layer(x)
     return x
+
+
+def _absorb(
+    producer: Module, tail: list[Module], pattern: Pattern | None
+) -> tuple[dict[str, float], int, Pattern | None]:
+    """Find the layers behind `producer` whose work it can do itself.
+
+    Factors of positive scale and not negative slope commute, so that any row of them is one pair.
+
+    Returns
+    -------
+    factors : dict
+        What to call the producer with; empty if there is nothing for it to do.
+    absorbed : int
+        How many layers of the tail that does.
+    pattern : Pattern or None
+        The one given, if the layer that it is for is not among them.
+    """
+    factors: dict[str, float] = {}
+    if not producer.rectifies:
+        return factors, 0, pattern
+    for absorbed, layer in enumerate(tail):
+        if layer.slope is not None:
+            factors["slope"] = factors.get("slope", 1.0) * layer.slope
+        elif isinstance(layer, BatchwiseDropout) and pattern is not None:
+            factors["scale"], pattern = pattern.scale, None
+        elif not isinstance(layer, BatchwiseDropout) or layer.training:
+            return factors, absorbed, pattern
+    return factors, len(tail), pattern
 
 
 class Residual(Module):

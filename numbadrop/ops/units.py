@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numbadrop import kernels
 from numbadrop.autograd import primitive
+from numbadrop.index_set import IndexSet
 
 __all__ = ["flatten", "place_units", "take_units"]
 
@@ -16,57 +18,52 @@ Array = NDArray[Any]
 
 
 @primitive
-def take_units(x: Array, positions: NDArray[np.int64], factor: float = 1.0) -> Array:
-    """Return ``factor * x[..., positions]``.
+def take_units(x: Array, units: IndexSet, factor: float = 1.0) -> Array:
+    """Return ``factor * x[..., units]``.
 
     Parameters
     ----------
-    x : ndarray, shape (..., n)
-        Elements outside `positions` are not read.
-    positions : ndarray of int64, shape (k,)
-        In [0, n), unique.
+    x : ndarray, shape (..., units.size)
+        Other units take no part.
+    units : IndexSet
     factor : float
 
     Returns
     -------
-    ndarray, shape (..., k)
+    ndarray, shape (..., len(units))
     """
-    taken = np.take(x, positions, axis=-1)
-    if factor != 1.0:
-        taken *= factor
-    return taken
+    taken = kernels.take_columns(x.reshape(-1, x.shape[-1]), units, factor)
+    return taken.reshape(*x.shape[:-1], len(units))
 
 
 @take_units.gradient("x")
-def _(g: Array, out: Array, x: Array, positions: NDArray[np.int64], factor: float) -> Array:
+def _(g: Array, out: Array, x: Array, units: IndexSet, factor: float) -> Array:
     dx = np.zeros_like(x)
-    dx[..., positions] = g if factor == 1.0 else g * factor
+    dx[..., units.indices] = g if factor == 1.0 else g * factor
     return dx
 
 
 @primitive
-def place_units(x: Array, positions: NDArray[np.int64], size: int) -> Array:
-    """Return an array of `size` units that holds `x` at `positions` and zero elsewhere.
+def place_units(x: Array, units: IndexSet) -> Array:
+    """Return an array that holds `x` at `units` and zero elsewhere.
 
     Parameters
     ----------
-    x : ndarray, shape (..., k)
-    positions : ndarray of int64, shape (k,)
-        In [0, size), unique.
-    size : int
+    x : ndarray, shape (..., len(units))
+    units : IndexSet
 
     Returns
     -------
-    ndarray, shape (..., size)
+    ndarray, shape (..., units.size)
     """
-    placed = np.zeros((*x.shape[:-1], size), x.dtype)
-    placed[..., positions] = x
+    placed = np.zeros((*x.shape[:-1], units.size), x.dtype)
+    placed[..., units.indices] = x
     return placed
 
 
 @place_units.gradient("x")
-def _(g: Array, out: Array, x: Array, positions: NDArray[np.int64], size: int) -> Array:
-    return np.take(g, positions, axis=-1)
+def _(g: Array, out: Array, x: Array, units: IndexSet) -> Array:
+    return np.take(g, units.indices, axis=-1)
 
 
 @primitive

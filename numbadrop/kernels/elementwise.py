@@ -1,0 +1,192 @@
+"""What a training step does to activations between two products, in one pass over memory each."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import carray, types
+from numpy.typing import ArrayLike
+
+from numbadrop.kernels import threads
+from numbadrop.kernels.arrays import (
+    Array,
+    Units,
+    address_of,
+    check_matrix,
+    check_same_dtype,
+    resolve,
+)
+from numbadrop.kernels.elements import bytes_of
+from numbadrop.kernels.jit import Kernel, native_kernel
+from numbadrop.kernels.matmul import check_rectifier
+from numbadrop.kernels.memory import as_address, as_pointer, first_of, load_index
+from numbadrop.kernels.product import share
+
+__all__ = ["rectifier_gradient", "take_columns"]
+
+_SERIAL_BELOW = 20_000
+"""Elements that one thread passes about as fast as a region of several starts."""
+
+
+class _Gradient(NamedTuple):
+    """What to multiply by where the output is positive, and elsewhere."""
+
+    positive: float
+    other: float
+
+
+class _Take(NamedTuple):
+    factor: float
+
+
+def _gradient_part(task, part, parts):
+    positive, other = first_of(task)
+    words = as_address(task) + 2 * bytes_of(positive)
+    rows, cols = load_index(words, 0), load_index(words, 1)
+    g, y, h, sums = (
+        load_index(words, 2), load_index(words, 3), load_index(words, 4), load_index(words, 5)
+    )  # fmt: skip
+    first = share(cols, parts, part)
+    width = share(cols, parts, part + 1) - first
+    begin = first * bytes_of(positive)
+    pitch = cols * bytes_of(positive)
+    total = carray(as_pointer(positive, sums + begin), width)
+    total[:] = 0
+    for i in range(rows):
+        at = begin + i * pitch
+        g_row = carray(as_pointer(positive, g + at), width)
+        y_row = carray(as_pointer(positive, y + at), width)
+        h_row = carray(as_pointer(positive, h + at), width)
+        for j in range(width):
+            value = g_row[j] * (positive if y_row[j] > 0 else other)
+            h_row[j] = value
+            total[j] += value
+
+
+def _take_part(task, part, parts):
+    (factor,) = first_of(task)
+    size = bytes_of(factor)
+    words = as_address(task) + 8
+    rows, cols, width = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    x, x_row, y, units = (
+        load_index(words, 3), load_index(words, 4), load_index(words, 5), load_index(words, 6)
+    )  # fmt: skip
+    positions = carray(as_pointer(rows, units), cols)
+    for i in range(share(rows, parts, part), share(rows, parts, part + 1)):
+        x_whole = carray(as_pointer(factor, x + i * x_row), width)
+        y_row = carray(as_pointer(factor, y + i * cols * size), cols)
+        for j in range(cols):
+            y_row[j] = factor * x_whole[positions[j]]
+
+
+@cache
+def _task(
+    function: Callable[..., None], first: Any, words: int, dtype: np.dtype[Any]
+) -> tuple[struct.Struct, Kernel]:
+    fields = len(first._fields)
+    kind = types.NamedUniTuple(numba.from_dtype(dtype), fields, first)
+    return struct.Struct(f"@{fields}{dtype.char}{words}q"), native_kernel(function, kind)
+
+
+def rectifier_gradient(
+    g: ArrayLike, y: ArrayLike, *, slope: float = 1.0, scale: float = 1.0
+) -> tuple[Array, Array]:
+    """Return the gradient before rectifier and scaling, and its sum over the batch.
+
+    Of ``y = scale rectify(v)`` as in `gathered_linear`, ``h = g scale (1 if y > 0 else slope)`` is
+    the gradient of v. Its sum over the batch is that of a bias.
+
+    Parameters
+    ----------
+    g : array_like of float32 or float64, shape (batch, units)
+        The gradient of y.
+    y : array_like of the same dtype and shape
+    slope, scale : float
+        As for `gathered_linear`.
+
+    Returns
+    -------
+    h : ndarray, shape (batch, units)
+        `g` itself where there is nothing to multiply by.
+    sums : ndarray, shape (units,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes or shapes differ or do not fit, or a factor is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> h, sums = rectifier_gradient(np.ones((2, 2)), np.array([[0.0, 3.0], [2.0, 1.0]]), slope=0.0)
+    >>> h, sums
+    (array([[0., 1.],
+           [1., 1.]]), array([1., 2.]))
+    """
+    g, y = check_matrix("g", g), check_matrix("y", y)
+    check_same_dtype("g", g, "y", y)
+    if g.shape != y.shape:
+        raise ValueError(f"g must have the shape of y, {y.shape}, got {g.shape}")
+    check_rectifier(slope, scale)
+    if slope == scale == 1:
+        return g, g.sum(axis=0)
+    g, y = np.ascontiguousarray(g), np.ascontiguousarray(y)
+    h, sums = np.empty_like(g), np.empty(g.shape[1], g.dtype)
+    layout, kernel = _task(_gradient_part, _Gradient, 6, g.dtype)
+    task = (ctypes.c_char * layout.size)()
+    layout.pack_into(
+        task, 0,
+        scale, scale * slope, *g.shape, *map(address_of, (g, y, h, sums)),
+    )  # fmt: skip
+    threads.run(kernel, task, g.size >= _SERIAL_BELOW)
+    return h, sums
+
+
+def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
+    """Return ``factor * x[:, cols]``, in which no other column takes part.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, shape (rows, n)
+        Any strides; fastest where the last is one element.
+    cols : IndexSet, array_like of int or bool, or None
+        Ascending and unique, or a boolean mask; None means all.
+    factor : float, default 1.0
+
+    Returns
+    -------
+    ndarray, shape (rows, len(cols))
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the dtype is another, or indices are not as above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> take_columns(np.array([[1.0, 2.0, 3.0]]), [0, 2], 2.0)
+    array([[2., 6.]])
+    """
+    x = check_matrix("x", x)
+    units = resolve("cols", cols, x.shape[1])
+    if units is None:
+        return np.multiply(x, factor, dtype=x.dtype)
+    if x.strides[1] != x.itemsize:
+        x = np.ascontiguousarray(x)
+    y = np.empty((len(x), len(units)), x.dtype)
+    layout, kernel = _task(_take_part, _Take, 7, x.dtype)
+    task = (ctypes.c_char * layout.size)()
+    layout.pack_into(
+        task, 0,
+        factor, *y.shape, x.shape[1], address_of(x), x.strides[0], address_of(y),
+        units.address,
+    )  # fmt: skip
+    threads.run(kernel, task, y.size >= _SERIAL_BELOW)
+    return y

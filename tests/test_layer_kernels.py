@@ -1,0 +1,220 @@
+"""What surrounds the products of a step: the layer's epilogue, its gradient, dropped inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_checks import (
+    DTYPES,
+    LAYOUTS,
+    SETS,
+    WIDE,
+    answer,
+    assert_same_bits,
+    count,
+    gamma,
+    laid_out,
+    make_set,
+    operands,
+)
+
+from numbadrop import kernels
+from numbadrop.index_set import IndexSet
+from numbadrop.kernels import elementwise, matmul, reference
+
+sizes = st.integers(0, 20) | st.integers(0, 110)
+kinds = st.sampled_from(SETS)
+layouts = st.sampled_from(LAYOUTS)
+dtypes = st.sampled_from(DTYPES)
+slopes = st.sampled_from([0.0, 0.01, 1.0, 2.5])
+scales = st.sampled_from([1.0, 0.75, 3.0])
+seeds = st.integers(0, 2**32 - 1)
+
+
+class TestGatheredLinear:
+    @settings(max_examples=150)
+    @given(
+        shape=st.tuples(sizes, sizes | st.sampled_from([321, 700]), sizes),
+        sets=st.tuples(kinds, kinds),
+        layout=layouts,
+        dtype=dtypes,
+        bias=st.booleans(),
+        slope=slopes,
+        scale=scales,
+        seed=seeds,
+    )
+    def test_within_the_bound_of_rounding(
+        self, shape, sets, layout, dtype, bias, slope, scale, seed
+    ):
+        rng = np.random.default_rng(seed)
+        rows, cols = (make_set(*pair, rng) for pair in zip(sets, shape[1:], strict=True))
+        x, w = operands("gathered_matmul", dtype, shape, rows, cols, rng)
+        b = np.full(shape[2], np.nan, dtype)
+        inside = slice(None) if cols is None else cols.indices
+        b[inside] = rng.standard_normal(count(cols, shape[2])) if bias else 0
+        wide = [a.astype(WIDE) for a in (x, w, b)]
+        expected = reference.gathered_linear(*wide, rows, cols, slope=slope, scale=scale)
+        # Sums, bias, slope and scale round once each; the rectifier never widens a difference by
+        # more than its steeper side.
+        largest = reference.gathered_linear(*map(abs, wide), rows, cols, scale=scale)
+        bound = gamma(len(w) + 3, dtype) * largest * max(1, slope)
+        x, w = (laid_out(a, layout)[0] for a in (x, w))
+        b = laid_out(b[None], layout)[0][0] if bias else None
+        result = kernels.gathered_linear(x, w, b, rows, cols, slope=slope, scale=scale)
+        assert result.dtype == dtype
+        assert result.shape == expected.shape
+        assert (abs(result - expected) <= bound).all()
+        # `out` of any layout gets the same bits.
+        out, _ = laid_out(np.full(result.shape, np.nan, dtype), "spread")
+        kernels.gathered_linear(x, w, b, rows, cols, slope=slope, scale=scale, out=out)
+        assert_same_bits(out.copy(), result)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_without_an_epilogue_it_is_the_product(self, dtype):
+        rng = np.random.default_rng(0)
+        x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((13, 400), (400, 60)))
+        assert_same_bits(kernels.gathered_linear(x, w), kernels.gathered_matmul(x, w))
+
+    def test_nan_stays_nan(self):
+        y = kernels.gathered_linear(np.full((1, 1), np.nan), np.ones((1, 3)), slope=0.0)
+        assert np.isnan(y).all()
+
+    def test_no_inputs_leave_the_bias(self):
+        b = np.array([1.0, -2.0])
+        y = kernels.gathered_linear(np.ones((3, 0)), np.ones((0, 2)), b, slope=0.5, scale=2.0)
+        np.testing.assert_array_equal(y, [[2.0, -2.0]] * 3)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"b": np.ones(3)}, r"^b must be float64 of shape \(4,\), got float64 of shape \(3,\)"),
+            ({"b": np.ones(4, np.float32)}, r"^b must be float64 .*, got float32"),
+            ({"b": np.ones((1, 4))}, r"^b must be float64 .*, got float64 of shape \(1, 4\)"),
+            ({"slope": -0.1}, r"^slope must be finite and not negative, got -0.1"),
+            ({"slope": np.inf}, r"^slope must be finite and not negative, got inf"),
+            ({"slope": np.nan}, r"^slope must be finite and not negative, got nan"),
+            ({"scale": 0.0}, r"^scale must be finite and positive, got 0.0"),
+            ({"scale": np.nan}, r"^scale must be finite and positive, got nan"),
+        ],
+    )
+    def test_bad_input(self, changes, message):
+        out = np.full((2, 4), 7.0)
+        with pytest.raises(ValueError, match=message):
+            kernels.gathered_linear(np.ones((2, 3)), np.ones((3, 4)), **changes, out=out)
+        np.testing.assert_array_equal(out, 7.0)
+
+    def test_out_that_overlaps_the_bias(self):
+        memory = np.ones((3, 4))
+        with pytest.raises(ValueError, match=r"^out overlaps b"):
+            kernels.gathered_linear(np.ones((2, 3)), np.ones((3, 4)), memory[1], out=memory[:2])
+
+
+class TestRectifierGradient:
+    @given(
+        shape=st.tuples(sizes, sizes),
+        layout=layouts,
+        dtype=dtypes,
+        slope=slopes,
+        scale=scales,
+        seed=seeds,
+    )
+    def test_against_reference(self, shape, layout, dtype, slope, scale, seed):
+        rng = np.random.default_rng(seed)
+        g, y = rng.standard_normal((2, *shape)).astype(dtype)
+        y[rng.random(shape) < 0.2] = 0
+        expected, sums = reference.rectifier_gradient(
+            g.astype(WIDE), y.astype(WIDE), slope=slope, scale=scale
+        )
+        laid = (laid_out(a, layout)[0] for a in (g, y))
+        h, total = kernels.rectifier_gradient(*laid, slope=slope, scale=scale)
+        assert h.dtype == total.dtype == dtype
+        assert (abs(h - expected) <= gamma(2, dtype) * abs(expected)).all()
+        assert (abs(total - sums) <= gamma(shape[0] + 2, dtype) * abs(expected).sum(axis=0)).all()
+
+    def test_bad_input(self):
+        g = np.ones((2, 3))
+        with pytest.raises(
+            ValueError, match=r"^g must have the shape of y, \(2, 4\), got \(2, 3\)"
+        ):
+            kernels.rectifier_gradient(g, np.ones((2, 4)))
+        with pytest.raises(TypeError, match=r"^g and y must have one dtype"):
+            kernels.rectifier_gradient(g, np.ones((2, 3), np.float32))
+        with pytest.raises(ValueError, match=r"^slope must be finite"):
+            kernels.rectifier_gradient(g, g, slope=-1.0)
+
+
+class TestTakeColumns:
+    @given(
+        shape=st.tuples(sizes, st.integers(1, 110)),
+        kind=kinds,
+        layout=layouts,
+        dtype=dtypes,
+        factor=st.sampled_from([1.0, 1.25]),
+        seed=seeds,
+    )
+    def test_against_reference(self, shape, kind, layout, dtype, factor, seed):
+        rng = np.random.default_rng(seed)
+        cols = make_set(kind, shape[1], rng)
+        x = rng.standard_normal(shape).astype(dtype)
+        expected = reference.take_columns(x, cols, dtype(factor))
+        taken = kernels.take_columns(laid_out(x, layout)[0], cols, factor)
+        assert_same_bits(taken, expected)
+        assert not np.shares_memory(taken, x)
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"^cols must be in \[0, 3\), got 3"):
+            kernels.take_columns(np.ones((2, 3)), [0, 3])
+        with pytest.raises(ValueError, match=r"^cols is a set of 4 units, the axis has 3"):
+            kernels.take_columns(np.ones((2, 3)), IndexSet([0], 4))
+        with pytest.raises(TypeError, match=r"^x must be float32 or float64, got int64"):
+            kernels.take_columns(np.ones((2, 3), int), [0])
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((31, 90), (90, 70), 70))
+    monkeypatch.setattr(matmul, "_SERIAL_BELOW", 0)
+    monkeypatch.setattr(elementwise, "_SERIAL_BELOW", 0)
+    results = set()
+    before = kernels.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            kernels.set_num_threads(threads)
+            y = kernels.gathered_linear(x, w, b, slope=0.1, scale=1.5)
+            h, sums = kernels.rectifier_gradient(y, y, slope=0.1, scale=1.5)
+            taken = kernels.take_columns(y, np.arange(0, 70, 3), 0.5)
+            results.add(b"".join(a.tobytes() for a in (y, h, sums, taken)))
+    finally:
+        kernels.set_num_threads(before)
+    assert len(results) == 1
+
+
+def test_no_byte_outside_an_operand():
+    answer(
+        "-c",
+        """
+from kernel_checks import *
+for dtype, shape, at_end in itertools.product(
+    DTYPES, [(1, 1, 1), (3, 5, 17), (9, 33, 16), (65, 130, 47)], (True, False)
+):
+    rng = np.random.default_rng(0)
+    batch, n_in, n_out = shape
+    rows, cols = (
+        IndexSet._trusted(guarded(make_set("half", n, rng).indices, at_end), n)
+        for n in (n_in, n_out)
+    )
+    x, w = operands("gathered_matmul", dtype, shape, rows, cols, rng)
+    x, w, b, y, whole = (
+        guarded(a, at_end)
+        for a in (
+            x, w, np.ones(n_out, dtype), np.empty((batch, len(cols)), dtype),
+            np.ones((batch, n_in), dtype),
+        )
+    )
+    kernels.gathered_linear(x, w, b, rows, cols, slope=0.5, out=y)
+    kernels.rectifier_gradient(y, y, slope=0.5)
+    kernels.take_columns(whole, rows)
+""",
+    )
