@@ -22,7 +22,7 @@ from kernel_checks import (
 
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import elementwise, matmul, reference
+from numbadrop.kernels import elementwise, matmul, reference, softmax
 
 sizes = st.integers(0, 20) | st.integers(0, 110)
 kinds = st.sampled_from(SETS)
@@ -172,11 +172,63 @@ class TestTakeColumns:
             kernels.take_columns(np.ones((2, 3), int), [0])
 
 
+class TestCrossEntropy:
+    @given(
+        shape=st.tuples(sizes, st.integers(1, 110)),
+        layout=layouts,
+        labels=st.sampled_from([np.int64, np.uint8, np.int32]),
+        dtype=dtypes,
+        spread=st.sampled_from([0.0, 1.0, 30.0]),
+        seed=seeds,
+    )
+    def test_against_reference(self, shape, layout, labels, dtype, spread, seed):
+        rng = np.random.default_rng(seed)
+        logits = (spread * rng.standard_normal(shape)).astype(dtype)
+        labels = rng.integers(shape[1], size=shape[0]).astype(labels)
+        wide = logits.astype(WIDE)
+        laid = laid_out(logits, layout)[0]
+        losses = kernels.cross_entropy(laid, labels)
+        gradient = kernels.cross_entropy_gradient(laid, labels, 0.75)
+        assert losses.dtype == gradient.dtype == dtype
+        # The differences of logits round once, and so a power by as many units as they are large.
+        unit = np.finfo(dtype).eps
+        largest = 1 + 2 * abs(logits).max(initial=0)
+        expected = reference.cross_entropy(wide, labels)
+        assert (abs(losses - expected) <= 2 * unit * largest).all()
+        expected = reference.cross_entropy_gradient(wide, labels, 0.75)
+        assert (abs(gradient - expected) <= 4 * unit * largest).all()
+
+    @pytest.mark.parametrize("kernel", [kernels.cross_entropy, kernels.cross_entropy_gradient])
+    @pytest.mark.parametrize(
+        ("labels", "error", "message"),
+        [
+            ([0, 3], ValueError, r"^labels must be in \[0, 3\), labels\[1\] is 3"),
+            ([-1, 0], ValueError, r"^labels must be in \[0, 3\), labels\[0\] is -1"),
+            (
+                np.array([0, 2**64 - 1], np.uint64),
+                ValueError,
+                r"^labels must be in \[0, 3\), labels\[1\] is 18446744073709551615",
+            ),
+            ([0.0, 1.0], TypeError, r"^labels must be integers in \[0, 3\), got dtype float64"),
+            ([0.0, np.nan], ValueError, r"^labels must be integers .*, labels\[1\] is nan"),
+            ([0], ValueError, r"^labels must have shape \(2,\) as logits, got \(1,\)"),
+        ],
+    )
+    def test_bad_labels(self, kernel, labels, error, message):
+        with pytest.raises(error, match=message):
+            kernel(np.ones((2, 3)), labels)
+
+    def test_no_classes(self):
+        with pytest.raises(ValueError, match=r"^labels must be in \[0, 0\), labels\[0\] is 0"):
+            kernels.cross_entropy(np.ones((1, 0)), [0])
+
+
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((31, 90), (90, 70), 70))
     monkeypatch.setattr(matmul, "_SERIAL_BELOW", 0)
     monkeypatch.setattr(elementwise, "_SERIAL_BELOW", 0)
+    monkeypatch.setattr(softmax, "_SERIAL_BELOW", 0)
     results = set()
     before = kernels.get_num_threads()
     try:
@@ -185,7 +237,9 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
             y = kernels.gathered_linear(x, w, b, slope=0.1, scale=1.5)
             h, sums = kernels.rectifier_gradient(y, y, slope=0.1, scale=1.5)
             taken = kernels.take_columns(y, np.arange(0, 70, 3), 0.5)
-            results.add(b"".join(a.tobytes() for a in (y, h, sums, taken)))
+            losses = kernels.cross_entropy(y, np.arange(31))
+            dy = kernels.cross_entropy_gradient(y, np.arange(31))
+            results.add(b"".join(a.tobytes() for a in (y, h, sums, taken, losses, dy)))
     finally:
         kernels.set_num_threads(before)
     assert len(results) == 1
@@ -216,5 +270,8 @@ for dtype, shape, at_end in itertools.product(
     kernels.gathered_linear(x, w, b, rows, cols, slope=0.5, out=y)
     kernels.rectifier_gradient(y, y, slope=0.5)
     kernels.take_columns(whole, rows)
+    labels = guarded(np.zeros(batch, np.int64), at_end)
+    kernels.cross_entropy(whole, labels)
+    kernels.cross_entropy_gradient(whole, labels)
 """,
     )

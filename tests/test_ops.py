@@ -186,7 +186,7 @@ class TestCrossEntropy:
             ops.cross_entropy(np.zeros((2, 3)), labels)
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match=r"logits must have shape \(batch, classes\), got"):
+        with pytest.raises(ValueError, match=r"logits must be two-dimensional, got shape"):
             ops.cross_entropy(np.zeros(3), [0])
         with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'none'"):
             ops.cross_entropy(np.zeros((1, 3)), [0], "none")

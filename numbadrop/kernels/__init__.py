@@ -13,10 +13,14 @@ from numbadrop.kernels.matmul import (
     matmul_at,
     scatter_matmul,
 )
+from numbadrop.kernels.softmax import cross_entropy, cross_entropy_gradient
 from numbadrop.kernels.threads import get_num_threads, set_num_threads
-from numbadrop.kernels.update import element_rule, update_block
+from numbadrop.kernels.update import BlockUpdate, element_rule, update_block
 
 __all__ = [
+    "BlockUpdate",
+    "cross_entropy",
+    "cross_entropy_gradient",
     "element_rule",
     "gathered_linear",
     "gathered_matmul",

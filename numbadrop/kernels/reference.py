@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "cross_entropy",
+    "cross_entropy_gradient",
     "gathered_linear",
     "gathered_matmul",
     "gathered_matmul_t",
@@ -83,6 +85,21 @@ def rectifier_gradient(
 def take_columns(x: Array, cols: Any, factor: float = 1.0) -> Array:
     """y[b, j] = factor x[b, cols[j]]."""
     return factor * x[:, _block(x.shape[1:], cols)[0]]
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """-log(softmax(logits)[b, labels[b]])."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_sums = np.log(np.exp(shifted).sum(axis=1))
+    return log_sums - shifted[np.arange(len(labels)), labels]
+
+
+def cross_entropy_gradient(logits: Array, labels: Array, factor: float = 1.0) -> Array:
+    """factor (softmax(logits)[b, j] - (1 if j == labels[b] else 0))."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    gradient = powers / powers.sum(axis=1, keepdims=True)
+    gradient[np.arange(len(labels)), labels] -= 1
+    return factor * gradient
 
 
 def update_block(

@@ -20,14 +20,22 @@ from numba import carray
 from numba.extending import overload
 
 from numbadrop.kernels import threads
-from numbadrop.kernels.arrays import Array, Units, check_apart, check_dtype, check_is_array, resolve
+from numbadrop.kernels.arrays import (
+    Array,
+    Units,
+    address_of,
+    check_apart,
+    check_dtype,
+    check_is_array,
+    resolve,
+)
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.jit import Kernel, native_kernel
 from numbadrop.kernels.memory import as_address, as_pointer, first_of, load_index
 from numbadrop.kernels.packing import Axis, unit
 from numbadrop.kernels.product import share
 
-__all__ = ["element_rule", "update_block"]
+__all__ = ["BlockUpdate", "element_rule", "update_block"]
 
 _SERIAL_BELOW = 20_000
 """Weights that one thread updates about as fast as a region of several starts."""
@@ -150,6 +158,91 @@ def _native_update(hyper: Any, dtype: np.dtype[Any]) -> tuple[struct.Struct, Ker
     )
 
 
+class BlockUpdate:
+    """An optimizer's rule for one parameter; what stays as it is, is checked once.
+
+    Parameters
+    ----------
+    hyper : type
+        The class of the rule's hyper-parameters, see `element_rule`.
+    value, slots
+        As for `update_block`. They are changed by calls.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `update_block`.
+    """
+
+    __slots__ = ("_kernel", "_layout", "hyper", "slots", "value")
+
+    def __init__(self, hyper: Any, value: Array, slots: Array) -> None:
+        registered = _rules.get(hyper)
+        if registered is None:
+            raise TypeError(f"no element rule is declared for {hyper.__name__}")
+        for name, array in (("value", value), ("slots", slots)):
+            check_is_array(name, array)
+        if value.ndim not in (1, 2):
+            raise ValueError(f"value must have one or two dimensions, got shape {value.shape}")
+        if slots.shape != (registered.slots, *value.shape):
+            raise ValueError(
+                f"slots must have shape {(registered.slots, *value.shape)}, got {slots.shape}"
+            )
+        check_dtype("value", value)
+        _check_like("slots", slots, value)
+        for name, array in (("value", value), ("slots", slots)):
+            if not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
+                raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
+        check_apart("slots", slots, value=value)
+        self.hyper, self.value, self.slots = hyper, value, slots
+        self._layout, self._kernel = _native_update(hyper, value.dtype)
+
+    def __call__(self, rule: Any, grad: Array, rows: Units = None, cols: Units = None) -> None:
+        """Apply `rule`, of the class `hyper`, to a block; see `update_block`."""
+        value, slots = self.value, self.slots
+        check_is_array("grad", grad)
+        _check_like("grad", grad, value)
+        check_apart("grad", grad, value=value, slots=slots)
+        col_set = resolve("cols", cols, value.shape[-1])
+        col_count = value.shape[-1] if col_set is None else len(col_set)
+        row_set, row_count, row_stride, grad_stride = None, 1, 0, 0
+        wanted: tuple[int, ...] = (col_count,)
+        if value.ndim == 2:
+            row_set = resolve("rows", rows, value.shape[0])
+            row_count = value.shape[0] if row_set is None else len(row_set)
+            row_stride = value.strides[0]
+            wanted = (row_count, col_count)
+        elif rows is not None:
+            raise ValueError("rows must be None for a one-dimensional value")
+        if grad.shape != wanted:
+            raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
+        if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
+            grad = np.ascontiguousarray(grad)
+        if value.ndim == 2:
+            grad_stride = grad.strides[0]
+
+        task = (ctypes.c_char * self._layout.size)()
+        try:
+            self._layout.pack_into(
+                task, 0,
+                *rule,
+                row_count, col_count, value.shape[-1],
+                row_stride,
+                0 if row_set is None else row_set.address,
+                0 if col_set is None else col_set.address,
+                address_of(value), address_of(slots), slots.strides[0],
+                address_of(grad), grad_stride,
+            )  # fmt: skip
+        except struct.error:
+            raise TypeError(f"rule must hold real numbers, got {rule}") from None
+        threads.run(self._kernel, task, row_count * col_count >= _SERIAL_BELOW)
+
+
+def _check_like(name: str, array: Array, value: Array) -> None:
+    if array.dtype != value.dtype:
+        raise TypeError(f"{name} must, as value, be {value.dtype}, got {array.dtype}")
+
+
 def update_block(
     rule: Any, value: Array, slots: Array, grad: Array, rows: Units = None, cols: Units = None
 ) -> None:
@@ -175,54 +268,9 @@ def update_block(
     ValueError
         If a shape, a layout or an index set does not fit, or an array to change is read-only.
         Nothing has been changed then.
-    """
-    registered = _rules.get(type(rule))
-    if registered is None:
-        raise TypeError(f"no element rule is declared for {type(rule).__name__}")
-    for name, array in (("value", value), ("slots", slots), ("grad", grad)):
-        check_is_array(name, array)
-    if value.ndim not in (1, 2):
-        raise ValueError(f"value must have one or two dimensions, got shape {value.shape}")
-    if slots.shape != (registered.slots, *value.shape):
-        raise ValueError(
-            f"slots must have shape {(registered.slots, *value.shape)}, got {slots.shape}"
-        )
-    check_dtype("value", value)
-    for name, array in (("slots", slots), ("grad", grad)):
-        if array.dtype != value.dtype:
-            raise TypeError(f"{name} must, as value, be {value.dtype}, got {array.dtype}")
-    for name, array in (("value", value), ("slots", slots)):
-        if not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
-            raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
-    check_apart("slots", slots, value=value)
-    check_apart("grad", grad, value=value, slots=slots)
-    row_set = None if value.ndim == 1 else resolve("rows", rows, value.shape[0])
-    if value.ndim == 1 and rows is not None:
-        raise ValueError("rows must be None for a one-dimensional value")
-    col_set = resolve("cols", cols, value.shape[-1])
-    height = 1 if value.ndim == 1 else value.shape[0]
-    row_count = height if row_set is None else len(row_set)
-    col_count = value.shape[-1] if col_set is None else len(col_set)
-    wanted = (row_count, col_count)[2 - value.ndim :]
-    if grad.shape != wanted:
-        raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
-    if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
-        grad = np.ascontiguousarray(grad)
 
-    hyper: Any = type(rule)
-    layout, kernel = _native_update(hyper, value.dtype)
-    task = (ctypes.c_char * layout.size)()
-    try:
-        layout.pack_into(
-            task, 0,
-            *rule,
-            row_count, col_count, value.shape[-1],
-            value.strides[0] if value.ndim == 2 else 0,
-            0 if row_set is None else row_set.address,
-            0 if col_set is None else col_set.address,
-            value.ctypes.data, slots.ctypes.data, slots.strides[0],
-            grad.ctypes.data, grad.strides[0] if value.ndim == 2 else 0,
-        )  # fmt: skip
-    except struct.error:
-        raise TypeError(f"rule must hold real numbers, got {rule}") from None
-    threads.run(kernel, task, row_count * col_count >= _SERIAL_BELOW)
+    See Also
+    --------
+    BlockUpdate : The same for many steps of one parameter.
+    """
+    BlockUpdate(type(rule), value, slots)(rule, grad, rows, cols)

@@ -28,6 +28,7 @@ class State:
     slots: Array
     steps: int = 0
     lag: Lag | None = None
+    update: kernels.BlockUpdate | None = None
 
 
 class Optimizer:
@@ -225,4 +226,7 @@ def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> None
     if state.lag is not None:
         state.lag.advance(rule, *index)
     rows, cols = (None, None, *index)[-2:]
-    kernels.update_block(rule, parameter.value, state.slots, values, rows, cols)
+    update = state.update
+    if update is None or update.value is not parameter.value or update.hyper is not type(rule):
+        update = state.update = kernels.BlockUpdate(type(rule), parameter.value, state.slots)
+    update(rule, values, rows, cols)

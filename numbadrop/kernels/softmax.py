@@ -1,0 +1,162 @@
+"""The negative log-likelihood under a softmax, and its gradient, in one pass over each row."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from functools import cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import carray, types
+from numpy.typing import ArrayLike, NDArray
+
+from numbadrop.kernels import threads
+from numbadrop.kernels.arrays import Array, address_of, check_matrix
+from numbadrop.kernels.jit import Kernel, native_kernel
+from numbadrop.kernels.memory import as_address, as_pointer, first_of, load_index, store
+from numbadrop.kernels.product import share
+
+__all__ = ["cross_entropy", "cross_entropy_gradient"]
+
+_SERIAL_BELOW = 5_000
+"""Exponentials that one thread takes about as fast as a region of several starts."""
+
+
+class _Factor(NamedTuple):
+    factor: float
+
+
+def _cross_entropy_part(task, part, parts):
+    (factor,) = first_of(task)
+    words = as_address(task) + 8
+    rows, cols = load_index(words, 0), load_index(words, 1)
+    shape = (rows, cols)
+    z = carray(as_pointer(factor, load_index(words, 2)), shape)
+    labels = carray(as_pointer(rows, load_index(words, 3)), rows)
+    # One of the two is wanted; the other's address is 0.
+    losses, gradient = load_index(words, 4), load_index(words, 5)
+    loss = carray(as_pointer(factor, losses), rows)
+    dz = carray(as_pointer(factor, gradient), shape)
+    for i in range(share(rows, parts, part), share(rows, parts, part + 1)):
+        label = labels[i]
+        known = 0 <= label < cols
+        largest = z[i, 0] if cols > 0 else factor
+        for j in range(1, cols):
+            if z[i, j] > largest:
+                largest = z[i, j]
+        total = 0.0  # in float64, however many classes there are
+        for j in range(cols):
+            power = np.exp(z[i, j] - largest)
+            total += power
+            if gradient != 0:
+                dz[i, j] = power
+        if not known:
+            store(words + 6 * 8, 1)
+        elif losses != 0:
+            loss[i] = np.log(total) - (z[i, label] - largest)
+        else:
+            for j in range(cols):
+                dz[i, j] = dz[i, j] * (factor / total)
+            dz[i, label] -= factor
+
+
+@cache
+def _task(dtype: np.dtype[Any]) -> tuple[struct.Struct, Kernel]:
+    first = types.NamedUniTuple(numba.from_dtype(dtype), 1, _Factor)
+    return struct.Struct(f"@{dtype.char}7q"), native_kernel(_cross_entropy_part, first)
+
+
+def _run(logits: ArrayLike, labels: ArrayLike, factor: float | None) -> Array:
+    """Return the losses, or the gradient times a factor."""
+    logits = np.ascontiguousarray(check_matrix("logits", logits))
+    batch, classes = logits.shape
+    checked = _check_labels(labels, batch, classes)
+    out = np.empty(batch if factor is None else logits.shape, logits.dtype)
+    layout, kernel = _task(logits.dtype)
+    task = (ctypes.c_char * layout.size)()
+    to = address_of(out)
+    layout.pack_into(
+        task, 0,
+        factor or 0.0, batch, classes, address_of(logits), address_of(checked),
+        *((to, 0) if factor is None else (0, to)),
+        0,
+    )  # fmt: skip
+    threads.run(kernel, task, logits.size >= _SERIAL_BELOW)
+    if layout.unpack_from(task)[-1]:
+        at = int(np.argmax((checked < 0) | (checked >= classes)))
+        given = np.asarray(labels)[at]
+        raise ValueError(f"labels must be in [0, {classes}), labels[{at}] is {given}")
+    return out
+
+
+def _check_labels(labels: ArrayLike, batch: int, classes: int) -> NDArray[np.int64]:
+    labels = np.asarray(labels)
+    if labels.shape != (batch,):
+        raise ValueError(f"labels must have shape ({batch},) as logits, got {labels.shape}")
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        at = int(np.argmin(np.isfinite(labels)))
+        raise ValueError(f"labels must be integers in [0, {classes}), labels[{at}] is {labels[at]}")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers in [0, {classes}), got dtype {labels.dtype}")
+    # An unsigned number that is too large becomes a negative one, which is out of range as well.
+    return np.ascontiguousarray(labels, np.int64)
+
+
+def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
+    """Return the negative log-likelihood of each label under the softmax of its row.
+
+    Parameters
+    ----------
+    logits : array_like of float32 or float64, shape (batch, classes)
+        Any finite values: the largest of each row is subtracted first, so that nothing overflows.
+    labels : array_like of int, shape (batch,)
+        In [0, classes).
+
+    Returns
+    -------
+    ndarray, shape (batch,)
+        In nats.
+
+    Raises
+    ------
+    TypeError
+        If `logits` are not float32 or float64, or `labels` not integers.
+    ValueError
+        If a shape or a label does not fit.
+
+    Examples
+    --------
+    >>> cross_entropy([[0.0, 0.0], [1000.0, 0.0]], [1, 0]).round(6)
+    array([0.693147, 0.      ])
+    """
+    return _run(logits, labels, None)
+
+
+def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: float = 1.0) -> Array:
+    """Return the gradient of the sum of `cross_entropy`, times a factor.
+
+    ``factor (softmax(logits)[b, j] - (1 if j == labels[b] else 0))``.
+
+    Parameters
+    ----------
+    logits, labels
+        As for `cross_entropy`.
+    factor : float, default 1.0
+
+    Returns
+    -------
+    ndarray, shape (batch, classes)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy`.
+
+    Examples
+    --------
+    >>> cross_entropy_gradient([[0.0, 0.0]], [1])
+    array([[ 0.5, -0.5]])
+    """
+    return _run(logits, labels, factor)
