@@ -28,8 +28,9 @@ from numbadrop.kernels.memory import (
     load_index,
     store,
 )
-from numbadrop.kernels.packing import WORKSPACE_BYTES, Axis, Matrix, offset, pack, unit, workspace
+from numbadrop.kernels.packing import Matrix, pack, workspace, workspace_bytes
 from numbadrop.kernels.tile import register_tile
+from numbadrop.kernels.windows import Axis, offset, unit
 
 __all__ = ["Epilogue", "Product", "Strided", "multiply", "native_multiply", "share"]
 
@@ -130,7 +131,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     width = MACHINE.tile_vectors * wide
     # Zeros, because what stands behind the last column is multiplied too (and thrown away):
     # arbitrary bytes can be denormal numbers, which some CPUs multiply a hundred times slower.
-    work_memory = np.zeros(WORKSPACE_BYTES, np.uint8)
+    work_memory = np.zeros(workspace_bytes(), np.uint8)
     work = workspace(work_memory.ctypes.data)
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
     panel_memory = np.empty((block + wide) * width * size + _CACHE_LINE, np.uint8)

@@ -29,11 +29,25 @@ from numbadrop.kernels.arrays import (
     check_is_array,
     resolve,
 )
-from numbadrop.kernels.elements import bytes_of
+from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import Kernel, native_kernel
-from numbadrop.kernels.memory import as_address, as_pointer, first_of, load_index
-from numbadrop.kernels.packing import Axis, unit
+from numbadrop.kernels.memory import (
+    as_address,
+    as_pointer,
+    first_of,
+    keep_alive,
+    load,
+    load_index,
+)
 from numbadrop.kernels.product import share
+from numbadrop.kernels.windows import (
+    Axis,
+    find_spread,
+    spread,
+    unit,
+    windows,
+    windows_bytes,
+)
 
 __all__ = ["BlockUpdate", "element_rule", "update_block"]
 
@@ -124,28 +138,47 @@ def _update_part(task, part, parts):
     row_count, col_count = load_index(words, 0), load_index(words, 1)
     width = load_index(words, 2)
     rows = Axis(load_index(words, 3), 0, load_index(words, 4))
-    cols = Axis(0, 0, load_index(words, 5))
+    cols = Axis(bytes_of(element), width, load_index(words, 5))
     value, slots, slot_stride = load_index(words, 6), load_index(words, 7), load_index(words, 8)
     grad, grad_row = load_index(words, 9), load_index(words, 10)
 
-    spread = np.full(width, element)
+    first, last = share(row_count, parts, part), share(row_count, parts, part + 1)
+    if cols.indices == 0:
+        for i in range(first, last):
+            at = unit(rows, i) * rows.stride
+            w = carray(as_pointer(element, value + at), width)
+            s = _slot_rows(rule, element, slots + at, slot_stride, width)
+            g = carray(as_pointer(element, grad + i * grad_row), width)
+            for j in range(width):
+                _update_element(rule, w, s, j, g[j])
+        return
+
     active = np.zeros(width, np.bool_)
     for j in range(col_count):
         active[unit(cols, j)] = True
-    for i in range(share(row_count, parts, part), share(row_count, parts, part + 1)):
+    wide = lanes(element)
+    registers = (width + wide - 1) // wide
+    spread_memory = np.zeros(registers * MACHINE.vector_bytes, np.uint8)
+    g = carray(as_pointer(element, spread_memory.ctypes.data), width)
+    table_memory = np.empty(windows_bytes(registers), np.uint8)
+    table = windows(table_memory.ctypes.data, registers)
+    if col_count >= wide:
+        find_spread(element, cols, col_count, table)
+    for i in range(first, last):
+        source = grad + i * grad_row
+        if col_count >= wide:
+            spread(spread_memory.ctypes.data, source, registers, table)
+        else:
+            for j in range(col_count):
+                g[unit(cols, j)] = load(element, source + j * bytes_of(element))
         at = unit(rows, i) * rows.stride
         w = carray(as_pointer(element, value + at), width)
         s = _slot_rows(rule, element, slots + at, slot_stride, width)
-        g = carray(as_pointer(element, grad + i * grad_row), col_count)
-        if cols.indices == 0:
-            for j in range(width):
+        for j in range(width):
+            if active[j]:
                 _update_element(rule, w, s, j, g[j])
-        else:
-            for j in range(col_count):
-                spread[load_index(cols.indices, j)] = g[j]
-            for j in range(width):
-                if active[j]:
-                    _update_element(rule, w, s, j, spread[j])
+    keep_alive(spread_memory)
+    keep_alive(table_memory)
 
 
 @cache

@@ -1,0 +1,311 @@
+"""Moving units a register at a time: gathering kept units, and spreading them again.
+
+Where units lie side by side in memory, a register of them is put together from *windows*: a window
+is one full register of consecutive elements, and a permute under a mask brings those that are
+wanted to their lanes. To gather, windows are found greedily among the kept units: contiguous units
+move whole registers, half of the units take two or three windows, and units far from each other
+one window each, the price of a scalar copy. To spread, one window of the dense units is enough for
+a register. What says where words go is found once and used for many rows.
+
+Windows stay inside their axis: elements that are not wanted may share a window with those that
+are, but nothing outside the array is touched.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.jit import inner
+from numbadrop.kernels.memory import call_case, load_index, pointer, store
+
+__all__ = [
+    "ROWS", "WORDS", "Axis", "Windows", "find_gather", "find_spread", "move", "note_sources",
+    "offset", "spread", "unit", "windows", "windows_bytes",
+]  # fmt: skip
+
+WORDS = MACHINE.vector_bytes // 4
+"""Registers are permuted by 32-bit words: float64 is a pair of words, not a second kernel."""
+ROWS = 16
+"""Rows that are moved at a time: the cache lines that their windows share must stay in L1, and no
+register has more lanes."""
+_MOST_WINDOWS = 4
+"""Windows that are read at a time: their orders, and the words, share the register file."""
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+class Axis(NamedTuple):
+    """Where the units of one axis lie."""
+
+    stride: int
+    """Bytes from one unit of the full axis to the next."""
+    size: int
+    """Units on the full axis."""
+    indices: int
+    """Address of the kept units, ascending int64, or 0 where all are kept."""
+
+
+class Windows(NamedTuple):
+    """Addresses of what says how registers are put together, private to a thread.
+
+    They are numbers, not arrays: to hand an array to a function that is not inlined costs two
+    atomic operations, and five of them cost more than what the function does.
+    """
+
+    firsts: int
+    """int64, one more than registers: the first window of each register."""
+    starts: int
+    """int64, one a window: the byte offset at which it begins."""
+    before: int
+    """int64, one a window: the last 32-bit word of the register that earlier windows fill."""
+    positions: int
+    """int32, a register a window: which word of the window goes to each word."""
+    sources: int
+    """int64, `ROWS` of them: the addresses of the rows to move."""
+
+
+@inner
+def windows_bytes(most):
+    """Return the size of the memory for up to `most` windows."""
+    return 8 * (3 * most + 1 + ROWS) + most * MACHINE.vector_bytes
+
+
+@inner
+def windows(address, most):
+    """Lay out the tables for up to `most` windows at `address`."""
+    starts = address + 8 * (most + 1)
+    before = starts + 8 * most
+    sources = before + 8 * most
+    return Windows(address, starts, before, sources + 8 * ROWS, sources)
+
+
+@inner
+def unit(axis, position):
+    """Return which unit of the full axis the kept unit number `position` is."""
+    return position if axis.indices == 0 else load_index(axis.indices, position)
+
+
+@inner
+def offset(axis, position):
+    """Return the byte offset of the kept unit number `position`."""
+    return unit(axis, position) * axis.stride
+
+
+def _element(builder: ir.IRBuilder, array: Any, index: Any, kind: Any, align: int) -> Any:
+    """Load one element of the array at a pointer."""
+    at = builder.gep(array, [index], source_etype=kind)
+    return builder.load(at, typ=kind, align=align)
+
+
+def _permuted(builder: ir.IRBuilder, window: Any, order: Any) -> Any:
+    """Load the words of a window in another order."""
+    floats = ir.VectorType(ir.FloatType(), WORDS)
+    if MACHINE.permute is not None:
+        permute = builder.module.declare_intrinsic(
+            MACHINE.permute, (), ir.FunctionType(floats, [floats, order.type])
+        )
+        return builder.call(permute, [builder.load(window, typ=floats, align=4), order])
+    moved: Any = ir.Constant(floats, ir.Undefined)
+    for lane in range(WORDS):
+        position = builder.sext(builder.extract_element(order, _I32(lane)), _I64)
+        value = _element(builder, window, position, ir.FloatType(), 4)
+        moved = builder.insert_element(moved, value, _I32(lane))
+    return moved
+
+
+def _mover(module: ir.Module, windows: int, fresh: bool) -> ir.Function:
+    """Define, once in a module, how one register a row is put together from so many windows.
+
+    What says where the words go is loaded once and stays in registers for all rows. A register
+    that is not `fresh` keeps what earlier windows have brought.
+    """
+    name = f"numbadrop_move_{windows}_{'fresh' if fresh else 'more'}"
+    if name in module.globals:
+        return module.globals[name]
+    address = ir.PointerType()
+    function = ir.Function(
+        module,
+        ir.FunctionType(ir.VoidType(), [address, _I64, address, _I64, address, address, address]),
+        name,
+    )
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    target, pitch, sources, rows, starts, before, positions = function.args
+    words, floats = ir.VectorType(_I32, WORDS), ir.VectorType(ir.FloatType(), WORDS)
+    lanes = ir.Constant(words, [_I32(word) for word in range(WORDS)])
+    entry = ir.IRBuilder(function.append_basic_block("entry"))
+    loop = ir.IRBuilder(function.append_basic_block("row"))
+    leave = ir.IRBuilder(function.append_basic_block("leave"))
+
+    start, order, mask = [], [], []
+    for w in map(_I64, range(windows)):
+        start.append(_element(entry, starts, w, _I64, 8))
+        order.append(_element(entry, positions, w, words, 4))
+        last = entry.trunc(_element(entry, before, w, _I64, 8), _I32)
+        single = entry.insert_element(ir.Constant(words, ir.Undefined), last, _I32(0))
+        spread = entry.shuffle_vector(single, single, ir.Constant(words, None))
+        mask.append(entry.icmp_signed(">", lanes, spread))
+    entry.branch(loop.block)
+
+    row = loop.phi(_I64)
+    row.add_incoming(_I64(0), entry.block)
+    source = _element(loop, sources, row, _I64, 8)
+    place = loop.gep(target, [loop.mul(row, pitch)], source_etype=ir.IntType(8))
+    register = ir.Constant(floats, None) if fresh else loop.load(place, typ=floats, align=4)
+    for w in range(windows):
+        window = pointer(loop, loop.add(source, start[w]))
+        register = loop.select(mask[w], _permuted(loop, window, order[w]), register)
+    loop.store(register, place, align=4)
+    following = loop.add(row, _I64(1))
+    row.add_incoming(following, loop.block)
+    loop.cbranch(loop.icmp_signed("<", following, rows), loop.block, leave.block)
+    leave.ret_void()
+    return function
+
+
+@intrinsic
+def _move_registers(
+    typingctx: Any, windows: Any, fresh: Any, target: Any, pitch: Any, sources: Any, rows: Any,
+    starts: Any, before: Any, positions: Any,
+) -> Any:  # fmt: skip
+    """Write one register a row, `pitch` bytes apart, of words that lie in `windows` windows.
+
+    All but the first two are addresses or numbers as `Windows` and `_mover` have them. There is
+    at least one row, and there are 1 to `_MOST_WINDOWS` windows.
+    """
+    i64 = types.int64
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        windows, fresh, target, pitch, sources, rows, *tables = args
+        arguments = [pointer(builder, target), pitch, pointer(builder, sources), rows]
+        arguments += [pointer(builder, table) for table in tables]
+        cases = {
+            2 * number + begins: _mover(builder.module, number, bool(begins))
+            for number in range(1, _MOST_WINDOWS + 1)
+            for begins in (0, 1)
+        }
+        number = builder.add(builder.mul(windows, _I64(2)), builder.zext(fresh, _I64))
+        call_case(builder, number, cases, arguments)
+        return context.get_dummy_value()
+
+    return types.void(i64, types.boolean, i64, i64, i64, i64, i64, i64, i64), codegen
+
+
+@inner
+def find_gather(alpha, axis, first, last, table):
+    """Find windows that bring the kept units [first, last) of an axis side by side.
+
+    Return how many registers they fill. No more windows are needed than there are units.
+    """
+    wide = lanes(alpha)
+    per_unit = WORDS // wide
+    # Where words are picked one by one, it does not matter how far apart they are.
+    reach = axis.size if MACHINE.permute is None else wide
+    registers = (last - first + wide - 1) // wide
+    window = 0
+    for register in range(registers):
+        store(table.firsts + register * 8, window)
+        begin = first + register * wide
+        end = min(begin + wide, last)
+        at = begin
+        while at < end:
+            start = min(unit(axis, at), axis.size - wide)
+            word = (at - begin) * per_unit
+            store(table.starts + window * 8, start * axis.stride)
+            store(table.before + window * 8, word - 1)
+            row = table.positions + window * MACHINE.vector_bytes
+            for unused in range(word):
+                store(row + unused * 4, np.int32(0))
+            while at < end and unit(axis, at) < start + reach:
+                for half in range(per_unit):
+                    position = (unit(axis, at) - start) * per_unit + half
+                    store(row + word * 4, np.int32(position))
+                    word += 1
+                at += 1
+            for unused in range(word, WORDS):
+                store(row + unused * 4, np.int32(0))
+            window += 1
+    store(table.firsts + registers * 8, window)
+    return registers
+
+
+@inner
+def find_spread(alpha, axis, count, table):
+    """Find windows that bring `count` units, at least a register, back to where they were.
+
+    Return how many registers the full axis fills, with one window each.
+    """
+    wide = lanes(alpha)
+    per_unit = WORDS // wide
+    registers = (axis.size + wide - 1) // wide
+    at = 0
+    for register in range(registers):
+        start = min(at, count - wide)
+        store(table.starts + register * 8, start * bytes_of(alpha))
+        row = table.positions + register * MACHINE.vector_bytes
+        for word in range(WORDS):
+            store(row + word * 4, np.int32(0))
+        while at < count and unit(axis, at) < (register + 1) * wide:
+            lane = unit(axis, at) - register * wide
+            for half in range(per_unit):
+                position = (at - start) * per_unit + half
+                store(row + (lane * per_unit + half) * 4, np.int32(position))
+            at += 1
+    return registers
+
+
+@intrinsic
+def _spread(
+    typingctx: Any, target: Any, source: Any, registers: Any, starts: Any, positions: Any
+) -> Any:
+    i64 = types.int64
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target, source, registers, starts, positions = args
+        words = ir.VectorType(_I32, WORDS)
+        with cgutils.for_range(builder, registers) as loop:
+            start = _element(builder, pointer(builder, starts), loop.index, _I64, 8)
+            order = _element(builder, pointer(builder, positions), loop.index, words, 4)
+            window = pointer(builder, builder.add(source, start))
+            moved = _permuted(builder, window, order)
+            place = builder.gep(pointer(builder, target), [loop.index], source_etype=moved.type)
+            builder.store(moved, place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(i64, i64, i64, i64, i64), codegen
+
+
+@inner
+def spread(target, source, registers, table):
+    """Write the units at `source` to where they were; lanes of other units get anything."""
+    _spread(target, source, registers, table.starts, table.positions)
+
+
+@inner
+def note_sources(table, address, axis, first, rows):
+    """Note where so many rows of memory begin, which belong to kept units of an axis."""
+    for i in range(rows):
+        store(table.sources + i * 8, address + offset(axis, first + i))
+
+
+@inner
+def move(target, pitch, rows, table, register):
+    """Move the kept units of one register from `rows` sources to where they are dense."""
+    begin, end = load_index(table.firsts, register), load_index(table.firsts, register + 1)
+    for first in range(begin, end, _MOST_WINDOWS):
+        _move_registers(
+            min(_MOST_WINDOWS, end - first),
+            first == begin,
+            target,
+            pitch,
+            table.sources,
+            rows,
+            table.starts + first * 8,
+            table.before + first * 8,
+            table.positions + first * MACHINE.vector_bytes,
+        )
