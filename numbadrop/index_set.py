@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numbadrop.address import address_of
+
 __all__ = ["IndexSet", "check_indices"]
 
 Indices = NDArray[np.int64]
@@ -144,13 +146,13 @@ class IndexSet:
         object.__setattr__(self, "indices", indices)
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "is_all", len(indices) == size)
-        address = 0 if self.is_all else indices.__array_interface__["data"][0]
+        address = 0 if self.is_all else address_of(indices)
         object.__setattr__(self, "address", address)
         object.__setattr__(self, "_hash", None)
 
     @classmethod
-    def _trusted(cls, indices: Indices, size: int) -> IndexSet:
-        """Make a set of indices that this module has just computed and that nobody else holds."""
+    def trusted(cls, indices: Indices, size: int) -> IndexSet:
+        """Make a set of right int64 indices that nobody else holds: nothing is checked."""
         made = cls.__new__(cls)
         made._freeze(indices, size)
         return made
@@ -161,7 +163,7 @@ class IndexSet:
         size = _check_size(size)
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
-        return cls._trusted(np.arange(size, dtype=np.int64), size)
+        return cls.trusted(np.arange(size, dtype=np.int64), size)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"an IndexSet is frozen, cannot set {name!r}")
@@ -204,30 +206,6 @@ class IndexSet:
         mask[self.indices] = True
         return mask
 
-    def sample(self, rng: np.random.Generator, keep: int) -> IndexSet:
-        """Draw `keep` units of this set without replacement.
-
-        Parameters
-        ----------
-        rng : numpy.random.Generator
-        keep : int
-            How many units to draw, in ``[1, len(self)]``.
-
-        Returns
-        -------
-        IndexSet
-            A subset, ascending, on the same axis.
-        """
-        if not 1 <= keep <= len(self):
-            raise ValueError(f"keep must be in [1, {len(self)}], got {keep}")
-        if keep == len(self):
-            return self
-        # The units with the smallest of as many random numbers, which takes half as long as to sort
-        # a part of a permutation. The cut is for two equal numbers, once in 10^13 draws.
-        keys = rng.random(len(self))
-        chosen = np.flatnonzero(keys <= np.partition(keys, keep - 1)[keep - 1])[:keep]
-        return self._trusted(self.indices[chosen], self.size)
-
     def positions_of(self, other: IndexSet) -> IndexSet:
         """Return where the units of `other`, a subset, stand among the units of this set.
 
@@ -248,7 +226,7 @@ class IndexSet:
         missing = self.indices[np.minimum(positions, len(self) - 1)] != other.indices
         if missing.any():
             raise ValueError(f"unit {other.indices[missing][0]} of other is not in this set")
-        return self._trusted(positions, len(self))
+        return self.trusted(positions, len(self))
 
     def union(self, other: IndexSet) -> IndexSet:
         """Return the set of the units in either set.
@@ -261,7 +239,7 @@ class IndexSet:
         self._check_same_axis(other)
         if self.is_all or self == other:
             return self
-        return self._trusted(np.flatnonzero(self.mask() | other.mask()), self.size)
+        return self.trusted(np.flatnonzero(self.mask() | other.mask()), self.size)
 
     def _check_same_axis(self, other: IndexSet) -> None:
         if self.size != other.size:

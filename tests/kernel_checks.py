@@ -75,7 +75,7 @@ def make_set(kind: str, size: int, rng: np.random.Generator) -> IndexSet | None:
         start, stop = sorted(rng.choice(size + 1, 2, replace=False))
         return IndexSet(np.arange(start, stop), size)
     kept = {"one": 1, "sparse": size // 9, "half": size // 2, "most": size - size // 9}[kind]
-    return IndexSet.all(size).sample(rng, max(1, kept))
+    return kernels.sample_units(IndexSet.all(size), max(1, kept), rng)
 
 
 def count(units: IndexSet | None, size: int) -> int:
@@ -235,7 +235,7 @@ def check_many(shapes: Any = SHAPES, layouts: Any = ("C", "F", "spread"), guard:
             sets = ("none", "none") if name == "matmul_at" else next(kinds)
             # The memory of the sets is guarded as well; only the class itself can arrange that.
             rows, cols = (
-                kept and IndexSet._trusted(guard(kept.indices, at_end), kept.size)
+                kept and IndexSet.trusted(guard(kept.indices, at_end), kept.size)
                 for kept in map(make_set, sets, shape[1:], (rng, rng))
             )
             left, right = (place(a) for a in operands(name, dtype, shape, rows, cols, rng))

@@ -103,7 +103,7 @@ class TestIndexSet:
         for kept in (
             IndexSet([0, 2], 4),
             IndexSet([0, 2], 4).union(IndexSet([3], 4)),
-            IndexSet.all(9).sample(np.random.default_rng(0), 5),
+            IndexSet([0, 2, 5, 6, 8], 9),
         ):
             assert kept.address == kept.indices.ctypes.data
             assert kept.indices.flags.c_contiguous
@@ -158,28 +158,6 @@ class TestIndexSet:
         for method in (IndexSet([0], 3).union, IndexSet([0], 3).positions_of):
             with pytest.raises(ValueError, match=r"^other is a set of 4 units, this axis has 3"):
                 method(IndexSet([0], 4))
-
-    @given(kept=index_sets(), seed=st.integers(0, 99), data=st.data())
-    def test_sample(self, kept, seed, data):
-        keep = data.draw(st.integers(1, len(kept)))
-        drawn = kept.sample(np.random.default_rng(seed), keep)
-        assert len(drawn) == keep
-        assert drawn.size == kept.size
-        assert {*drawn.indices.tolist()} <= {*kept.indices.tolist()}
-        assert drawn == IndexSet(drawn.indices, drawn.size)  # ascending, unique
-        assert drawn == kept.sample(np.random.default_rng(seed), keep)
-
-    def test_sample_is_uniform(self):
-        rng = np.random.default_rng(0)
-        draws, keep = 4000, 3
-        counts = sum(IndexSet.all(10).sample(rng, keep).mask().astype(int) for _ in range(draws))
-        # Each count is binomial: 1200 with standard deviation 29. Five of those: 6e-6 by chance.
-        np.testing.assert_allclose(counts, draws * keep / 10, atol=5 * 29)
-
-    @pytest.mark.parametrize("keep", [0, -1, 3])
-    def test_sample_of_a_wrong_size(self, keep):
-        with pytest.raises(ValueError, match=rf"^keep must be in \[1, 2\], got {keep}"):
-            IndexSet([0, 2], 4).sample(np.random.default_rng(0), keep)
 
     @pytest.mark.parametrize("size", [0, -1])
     def test_an_axis_without_units_has_no_set(self, size):

@@ -172,6 +172,34 @@ class TestTakeColumns:
             kernels.take_columns(np.ones((2, 3), int), [0])
 
 
+class TestSampleUnits:
+    @given(size=st.integers(1, 40), kind=kinds, seed=seeds, data=st.data())
+    def test_draws_a_subset(self, size, kind, seed, data):
+        kept = make_set(kind, size, np.random.default_rng(seed)) or IndexSet.all(size)
+        keep = data.draw(st.integers(1, len(kept)))
+        drawn = kernels.sample_units(kept, keep, np.random.default_rng(seed))
+        assert len(drawn) == keep
+        assert drawn.size == kept.size
+        assert {*drawn.indices.tolist()} <= {*kept.indices.tolist()}
+        assert drawn == IndexSet(drawn.indices, drawn.size)  # ascending, unique
+        assert drawn == kernels.sample_units(kept, keep, np.random.default_rng(seed))
+
+    def test_is_uniform(self):
+        rng = np.random.default_rng(0)
+        draws, keep = 4000, 3
+        counts = sum(
+            kernels.sample_units(IndexSet.all(10), keep, rng).mask().astype(int)
+            for _ in range(draws)
+        )
+        # Each count is binomial: 1200 with standard deviation 29. Five of those: 6e-6 by chance.
+        np.testing.assert_allclose(counts, draws * keep / 10, atol=5 * 29)
+
+    @pytest.mark.parametrize("keep", [0, -1, 3])
+    def test_wrong_size(self, keep):
+        with pytest.raises(ValueError, match=rf"^keep must be in \[1, 2\], got {keep}"):
+            kernels.sample_units(IndexSet([0, 2], 4), keep, np.random.default_rng(0))
+
+
 class TestCrossEntropy:
     @given(
         shape=st.tuples(sizes, st.integers(1, 110)),
@@ -256,7 +284,7 @@ for dtype, shape, at_end in itertools.product(
     rng = np.random.default_rng(0)
     batch, n_in, n_out = shape
     rows, cols = (
-        IndexSet._trusted(guarded(make_set("half", n, rng).indices, at_end), n)
+        IndexSet.trusted(guarded(make_set("half", n, rng).indices, at_end), n)
         for n in (n_in, n_out)
     )
     x, w = operands("gathered_matmul", dtype, shape, rows, cols, rng)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from numbadrop.autograd import Block
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels import sample_units
 from numbadrop.nn import Linear, Parameter, Sequential
 from numbadrop.optim import NAG, SGD, Adam, AdamW, rules, schedules
 
@@ -32,7 +33,7 @@ units = st.sets(st.integers(0, 5), min_size=1).map(lambda kept: IndexSet(sorted(
 def draw_blocks(rng, count):
     """Gradients of a (6, 6) matrix and a (6,) vector, as blocks on random units."""
     for _ in range(count):
-        rows, cols = (IndexSet.all(6).sample(rng, int(rng.integers(1, 7))) for _ in range(2))
+        rows, cols = (sample_units(IndexSet.all(6), int(rng.integers(1, 7)), rng) for _ in range(2))
         yield (
             Block(rng.standard_normal((len(rows), len(cols))), (rows, cols)),
             Block(rng.standard_normal(len(cols)), (cols,)),

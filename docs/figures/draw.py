@@ -154,7 +154,7 @@ def layers() -> None:
         ],
         [
             ("index_set", "which units of an axis take part", INPUT),
-            ("errors", "what a user is told", MUTED),
+            ("address, errors", "small things for all", MUTED),
         ],
     ]
     left, width, gap, height, step = 1.5, 38, 0.6, 2.6, 3.2

@@ -13,6 +13,7 @@ from numbadrop.kernels.matmul import (
     matmul_at,
     scatter_matmul,
 )
+from numbadrop.kernels.sampling import sample_units
 from numbadrop.kernels.softmax import cross_entropy, cross_entropy_gradient
 from numbadrop.kernels.threads import get_num_threads, set_num_threads
 from numbadrop.kernels.update import BlockUpdate, element_rule, update_block
@@ -28,6 +29,7 @@ __all__ = [
     "get_num_threads",
     "matmul_at",
     "rectifier_gradient",
+    "sample_units",
     "scatter_matmul",
     "set_num_threads",
     "take_columns",

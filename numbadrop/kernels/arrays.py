@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,6 @@ from numbadrop.index_set import IndexSet, check_indices
 
 __all__ = [
     "Units",
-    "address_of",
     "check_apart",
     "check_dtype",
     "check_is_array",
@@ -29,29 +26,6 @@ Units = IndexSet | ArrayLike | None
 
 Array = NDArray[Any]
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-def _address_of() -> Callable[[Array], int]:
-    """Return the fastest way to the address of an array's first element.
-
-    `array.ctypes.data` takes longer than all checks of a door together. The C structure behind an
-    array has begun with the head of every Python object and this address since NumPy 1.0; where
-    the trial shows anything else, the slow way is taken.
-    """
-    word = ctypes.c_void_p.from_address
-    head = object.__basicsize__
-
-    def fast(array: Array) -> int:
-        return word(id(array) + head).value or 0
-
-    def slow(array: Array) -> int:
-        return array.ctypes.data
-
-    trial = np.empty(8)[3:]
-    return fast if fast(trial) == slow(trial) else slow
-
-
-address_of = _address_of()
 
 
 def check_matrix(name: str, array: ArrayLike) -> Array:

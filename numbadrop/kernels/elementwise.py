@@ -13,11 +13,11 @@ import numpy as np
 from numba import carray, types
 from numpy.typing import ArrayLike
 
+from numbadrop.address import address_of
 from numbadrop.kernels import threads
 from numbadrop.kernels.arrays import (
     Array,
     Units,
-    address_of,
     check_matrix,
     check_same_dtype,
     resolve,

@@ -18,12 +18,12 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike
 
+from numbadrop.address import address_of
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import threads
 from numbadrop.kernels.arrays import (
     Array,
     Units,
-    address_of,
     check_apart,
     check_is_array,
     check_matrix,

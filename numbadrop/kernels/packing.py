@@ -29,10 +29,10 @@ from numbadrop.kernels.windows import (
     windows_bytes,
 )
 
-__all__ = ["Matrix", "pack", "workspace", "workspace_bytes"]
+__all__ = ["MOST_UNITS", "Matrix", "pack", "workspace", "workspace_bytes"]
 
-_MOST_UNITS = 64
-"""Units for which windows are found at a time; no panel is wider."""
+MOST_UNITS = 64
+"""Units, or registers, for which windows are found at a time; no panel is wider."""
 _SQUARE_BYTES = WORDS * MACHINE.vector_bytes
 _I32 = ir.IntType(32)
 
@@ -95,13 +95,13 @@ def _transpose_square(
 @inner
 def workspace_bytes():
     """Return the size of the memory that packing needs beside the panel."""
-    return windows_bytes(_MOST_UNITS) + _SQUARE_BYTES
+    return windows_bytes(MOST_UNITS) + _SQUARE_BYTES
 
 
 @inner
 def workspace(address):
     """Lay out the workspace at `address`."""
-    return Workspace(windows(address, _MOST_UNITS), address + windows_bytes(_MOST_UNITS))
+    return Workspace(windows(address, MOST_UNITS), address + windows_bytes(MOST_UNITS))
 
 
 @inner
@@ -123,8 +123,8 @@ def _pack_along_depth(alpha, panel, pitch, b, k0, depth, j0, columns, work):
     size = bytes_of(alpha)
     wide = lanes(alpha)
     table = work.table
-    for k in range(0, depth, _MOST_UNITS):
-        deep = min(_MOST_UNITS, depth - k)
+    for k in range(0, depth, MOST_UNITS):
+        deep = min(MOST_UNITS, depth - k)
         registers = find_gather(alpha, b.rows, k0 + k, k0 + k + deep, table)
         for j in range(0, columns, wide):
             rows = min(wide, columns - j)

@@ -28,19 +28,21 @@ from numbadrop.kernels.memory import (
     load_index,
     store,
 )
-from numbadrop.kernels.packing import Matrix, pack, workspace, workspace_bytes
+from numbadrop.kernels.packing import MOST_UNITS, Matrix, pack, workspace, workspace_bytes
 from numbadrop.kernels.tile import register_tile
-from numbadrop.kernels.windows import Axis, offset, unit
+from numbadrop.kernels.windows import Axis, add_spread, find_spread, offset, unit
 
 __all__ = ["Epilogue", "Product", "Strided", "multiply", "native_multiply", "share"]
 
 _CACHE_LINE = 64
 _DEPTH_BLOCK = 320
 """The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
+_GROUP_BYTES = 1 << 20
+"""Most bytes of A that all panels pass before others come: they must stay in L2."""
 
 
 class Strided(NamedTuple):
-    """An operand that is read where it lies."""
+    """An operand that is read where it lies, or from a copy that has become as simple."""
 
     address: int
     row: int
@@ -73,8 +75,8 @@ class Product(NamedTuple):
 
 
 @inner
-def _align(address):
-    return (address + _CACHE_LINE - 1) // _CACHE_LINE * _CACHE_LINE
+def _align(address, step):
+    return (address + step - 1) // step * step
 
 
 @inner
@@ -95,8 +97,26 @@ def _finish_tile(epilogue, tile, pitch, rows, columns, bias):
 
 
 @inner
-def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
-    """Bring a finished tile to its place in C: ``C = tile`` or ``C += tile``."""
+def _read_tile(alpha, tile, pitch, rows, columns, c, i0, j0):
+    """Fetch from C the sums of a tile that has been begun."""
+    for i in range(rows):
+        row = c.address + offset(c.rows, i0 + i)
+        for j in range(columns):
+            value = load(alpha, row + offset(c.cols, j0 + j))
+            store(tile + i * pitch + j * bytes_of(alpha), value)
+
+
+@inner
+def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter, registers, table):
+    """Bring a finished tile to its place in C: ``C = tile`` or ``C += tile``.
+
+    With `registers`, it is added so many registers at a time.
+    """
+    if registers > 0:
+        column = c.address + offset(c.cols, j0)
+        for i in range(rows):
+            add_spread(alpha, column + offset(c.rows, i0 + i), tile + i * pitch, registers, table)
+        return
     size = bytes_of(alpha)
     for i in range(rows):
         row = c.address + offset(c.rows, i0 + i)
@@ -135,58 +155,95 @@ def multiply(product, i_first, i_last, j_first, j_last):
     work = workspace(work_memory.ctypes.data)
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
     panel_memory = np.empty((block + wide) * width * size + _CACHE_LINE, np.uint8)
-    panel = _align(panel_memory.ctypes.data)
-    # The sums of a depth that is cut in blocks meet in C itself, so only whole registers of a C
-    # that is overwritten and dense can take them; all other tiles pass through `edge`.
+    panel = _align(panel_memory.ctypes.data, _CACHE_LINE)
+    # A tile of whole registers goes to a dense C directly; all others pass through `edge`.
     direct = not scatter and c.cols.stride == size and c.cols.indices == 0 and c.rows.indices == 0
     edge_row = width * size
-    edge_rows = MACHINE.tile_rows if blocks == 1 else rows
-    edge_memory = np.empty(edge_rows * edge_row + _CACHE_LINE, np.uint8)
-    edge = _align(edge_memory.ctypes.data)
+    edge_memory = np.empty(MACHINE.tile_rows * edge_row + _CACHE_LINE, np.uint8)
+    edge = _align(edge_memory.ctypes.data, _CACHE_LINE)
     bias = np.full(width, alpha)  # of the type of alpha
     bias[:] = 0
 
     vectors = (columns + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
-    tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+    groups = max(1, (rows * block * size + _GROUP_BYTES - 1) // _GROUP_BYTES)
+    # Where the depth of A lies across memory, every element of a tile's column would come from a
+    # cache line of its own, again for each panel: strips as high as a tile are packed instead.
+    packed = a.depth != size and a.row == size and panels > 1
+    # What a register holds too much the next row overwrites, unless a row takes several registers.
+    strip_row = MACHINE.tile_rows * size
+    if strip_row > MACHINE.vector_bytes:
+        strip_row = _align(strip_row, MACHINE.vector_bytes)
+    most_tiles = rows // groups // MACHINE.tile_rows + 2 if packed else 0
+    strips_memory = np.empty(
+        most_tiles * block * strip_row + MACHINE.vector_bytes + _CACHE_LINE, np.uint8
+    )
+    strips = _align(strips_memory.ctypes.data, _CACHE_LINE)
 
-    # Loop 1: columns of B and C, a panel at a time.
-    for p in range(panels):
-        v0 = share(vectors, panels, p)
-        thick = share(vectors, panels, p + 1) - v0
-        panel_row = thick * wide * size
-        j0 = j_first + v0 * wide
-        filled = min(thick * wide, j_last - j0)
-        in_place = direct and filled == thick * wide
-        if product.bias != 0:
-            for j in range(filled):
-                bias[j] = load(alpha, product.bias + unit(b.cols, j0 + j) * size)
+    # Loop 1: rows of A and C, a group at a time.
+    for group in range(groups):
+        i_group = i_first + share(rows, groups, group)
+        group_rows = i_first + share(rows, groups, group + 1) - i_group
+        tiles = (group_rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
         # Loop 2: depth of A and B, a block at a time.
         for n in range(blocks):
             k0 = share(depth, blocks, n)
             deep = share(depth, blocks, n + 1) - k0
+            begun = n > 0 and not scatter
             last = n == blocks - 1
-            pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
-            # Loop 3: rows of A and C, a register tile at a time.
-            for t in range(tiles):
-                r0 = share(rows, tiles, t)
-                high = share(rows, tiles, t + 1) - r0
-                i0 = i_first + r0
-                if in_place:
-                    target = c.address + i0 * c.rows.stride + j0 * size
-                    target_row = c.rows.stride
-                else:
-                    target = edge if blocks == 1 else edge + r0 * edge_row
-                    target_row = edge_row
-                register_tile(
-                    alpha, high, thick, deep,
-                    a.address + i0 * a.row + k0 * a.depth, a.row, a.depth,
-                    panel, target, target_row, k0 > 0,
-                )  # fmt: skip
-                if last and finish:
-                    _finish_tile(epilogue, target, target_row, high, thick * wide, bias)
-                if last and not in_place:
-                    _write_tile(alpha, target, target_row, high, filled, c, i0, j0, scatter)
+            if packed:
+                across = Matrix(a.address, Axis(a.depth, depth, 0), Axis(size, product.rows, 0))
+                for t in range(tiles):
+                    r0, r1 = share(group_rows, tiles, t), share(group_rows, tiles, t + 1)
+                    strip = strips + t * block * strip_row
+                    pack(alpha, strip, strip_row, across, k0, deep, i_group + r0, r1 - r0, work)
+            # Loop 3: columns of B and C, a panel at a time.
+            for p in range(panels):
+                v0 = share(vectors, panels, p)
+                thick = share(vectors, panels, p + 1) - v0
+                panel_row = thick * wide * size
+                j0 = j_first + v0 * wide
+                filled = min(thick * wide, j_last - j0)
+                in_place = direct and filled == thick * wide
+                if product.bias != 0:
+                    for j in range(filled):
+                        bias[j] = load(alpha, product.bias + unit(b.cols, j0 + j) * size)
+                pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
+                registers = 0
+                if scatter and c.cols.stride == size:
+                    span = unit(c.cols, j0 + filled - 1) - unit(c.cols, j0) + 1
+                    if span <= MOST_UNITS * wide:
+                        registers = find_spread(
+                            alpha, c.cols, j0, j0 + filled, thick * wide, work.table
+                        )
+                # Loop 4: rows of A and C, a register tile at a time.
+                for t in range(tiles):
+                    r0 = share(group_rows, tiles, t)
+                    high = share(group_rows, tiles, t + 1) - r0
+                    i0 = i_group + r0
+                    if packed:
+                        rows_of_a = Strided(strips + t * block * strip_row, size, strip_row)
+                    else:
+                        rows_of_a = Strided(a.address + i0 * a.row + k0 * a.depth, a.row, a.depth)
+                    target, target_row = edge, edge_row
+                    if in_place:
+                        target = c.address + i0 * c.rows.stride + j0 * size
+                        target_row = c.rows.stride
+                    elif begun:
+                        _read_tile(alpha, target, target_row, high, filled, c, i0, j0)
+                    register_tile(
+                        alpha, high, thick, deep,
+                        rows_of_a.address, rows_of_a.row, rows_of_a.depth,
+                        panel, target, target_row, begun,
+                    )  # fmt: skip
+                    if finish and (last or scatter):
+                        _finish_tile(epilogue, target, target_row, high, thick * wide, bias)
+                    if not in_place:
+                        _write_tile(
+                            alpha, target, target_row, high, filled, c, i0, j0, scatter,
+                            registers, work.table,
+                        )  # fmt: skip
+    keep_alive(strips_memory)
     keep_alive(work_memory)
     keep_alive(panel_memory)
     keep_alive(edge_memory)

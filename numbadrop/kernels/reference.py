@@ -88,18 +88,20 @@ def take_columns(x: Array, cols: Any, factor: float = 1.0) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """-log(softmax(logits)[b, labels[b]])."""
+    """loss[b] = -log(softmax(logits)[b, labels[b]])."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_sums = np.log(np.exp(shifted).sum(axis=1))
-    return log_sums - shifted[np.arange(len(labels)), labels]
+    losses: Array = log_sums - shifted[np.arange(len(labels)), labels]
+    return losses
 
 
 def cross_entropy_gradient(logits: Array, labels: Array, factor: float = 1.0) -> Array:
-    """factor (softmax(logits)[b, j] - (1 if j == labels[b] else 0))."""
+    """d[b, j] = factor (softmax(logits)[b, j] - (1 if j == labels[b] else 0))."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    gradient = powers / powers.sum(axis=1, keepdims=True)
+    gradient: Array = powers / powers.sum(axis=1, keepdims=True)
     gradient[np.arange(len(labels)), labels] -= 1
-    return factor * gradient
+    gradient *= factor
+    return gradient
 
 
 def update_block(

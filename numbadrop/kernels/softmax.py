@@ -12,8 +12,9 @@ import numpy as np
 from numba import carray, types
 from numpy.typing import ArrayLike, NDArray
 
+from numbadrop.address import address_of
 from numbadrop.kernels import threads
-from numbadrop.kernels.arrays import Array, address_of, check_matrix
+from numbadrop.kernels.arrays import Array, check_matrix
 from numbadrop.kernels.jit import Kernel, native_kernel
 from numbadrop.kernels.memory import as_address, as_pointer, first_of, load_index, store
 from numbadrop.kernels.product import share

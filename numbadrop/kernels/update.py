@@ -19,11 +19,11 @@ import numpy as np
 from numba import carray
 from numba.extending import overload
 
+from numbadrop.address import address_of
 from numbadrop.kernels import threads
 from numbadrop.kernels.arrays import (
     Array,
     Units,
-    address_of,
     check_apart,
     check_dtype,
     check_is_array,
@@ -43,10 +43,10 @@ from numbadrop.kernels.product import share
 from numbadrop.kernels.windows import (
     Axis,
     find_spread,
-    spread,
     unit,
     windows,
     windows_bytes,
+    write_spread,
 )
 
 __all__ = ["BlockUpdate", "element_rule", "update_block"]
@@ -153,28 +153,31 @@ def _update_part(task, part, parts):
                 _update_element(rule, w, s, j, g[j])
         return
 
-    active = np.zeros(width, np.bool_)
+    base = unit(cols, 0)
+    span = unit(cols, col_count - 1) - base + 1
+    active = np.zeros(span, np.bool_)
     for j in range(col_count):
-        active[unit(cols, j)] = True
+        active[unit(cols, j) - base] = True
     wide = lanes(element)
-    registers = (width + wide - 1) // wide
+    registers = (span + wide - 1) // wide
     spread_memory = np.zeros(registers * MACHINE.vector_bytes, np.uint8)
-    g = carray(as_pointer(element, spread_memory.ctypes.data), width)
+    spread = spread_memory.ctypes.data
+    g = carray(as_pointer(element, spread), span)
     table_memory = np.empty(windows_bytes(registers), np.uint8)
     table = windows(table_memory.ctypes.data, registers)
     if col_count >= wide:
-        find_spread(element, cols, col_count, table)
+        find_spread(element, cols, 0, col_count, col_count, table)
     for i in range(first, last):
         source = grad + i * grad_row
         if col_count >= wide:
-            spread(spread_memory.ctypes.data, source, registers, table)
+            write_spread(spread, source, registers, table)
         else:
             for j in range(col_count):
-                g[unit(cols, j)] = load(element, source + j * bytes_of(element))
-        at = unit(rows, i) * rows.stride
-        w = carray(as_pointer(element, value + at), width)
-        s = _slot_rows(rule, element, slots + at, slot_stride, width)
-        for j in range(width):
+                g[unit(cols, j) - base] = load(element, source + j * bytes_of(element))
+        at = unit(rows, i) * rows.stride + base * bytes_of(element)
+        w = carray(as_pointer(element, value + at), span)
+        s = _slot_rows(rule, element, slots + at, slot_stride, span)
+        for j in range(span):
             if active[j]:
                 _update_element(rule, w, s, j, g[j])
     keep_alive(spread_memory)

@@ -13,6 +13,7 @@ are, but nothing outside the array is touched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,13 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import call_case, load_index, pointer, store
 
 __all__ = [
-    "ROWS", "WORDS", "Axis", "Windows", "find_gather", "find_spread", "move", "note_sources",
-    "offset", "spread", "unit", "windows", "windows_bytes",
+    "ROWS", "WORDS", "Axis", "Windows", "add_spread", "find_gather", "find_spread", "move",
+    "note_sources", "offset", "unit", "windows", "windows_bytes", "write_spread",
 ]  # fmt: skip
 
 WORDS = MACHINE.vector_bytes // 4
@@ -63,6 +64,8 @@ class Windows(NamedTuple):
     """int64, one a window: the byte offset at which it begins."""
     before: int
     """int64, one a window: the last 32-bit word of the register that earlier windows fill."""
+    kept: int
+    """The same memory, for spreading: a bit for each lane that gets a unit."""
     positions: int
     """int32, a register a window: which word of the window goes to each word."""
     sources: int
@@ -81,7 +84,7 @@ def windows(address, most):
     starts = address + 8 * (most + 1)
     before = starts + 8 * most
     sources = before + 8 * most
-    return Windows(address, starts, before, sources + 8 * ROWS, sources)
+    return Windows(address, starts, before, before, sources + 8 * ROWS, sources)
 
 
 @inner
@@ -235,55 +238,108 @@ def find_gather(alpha, axis, first, last, table):
 
 
 @inner
-def find_spread(alpha, axis, count, table):
-    """Find windows that bring `count` units, at least a register, back to where they were.
+def find_spread(alpha, axis, first, last, length, table):
+    """Find windows that bring the kept units [first, last) of an axis back to where they were.
 
-    Return how many registers the full axis fills, with one window each.
+    They lie side by side in an array of `length` elements, at least a register. Return how many
+    registers they fill, from the first of them on, with one window each.
     """
     wide = lanes(alpha)
     per_unit = WORDS // wide
-    registers = (axis.size + wide - 1) // wide
-    at = 0
+    base = unit(axis, first)
+    registers = (unit(axis, last - 1) - base) // wide + 1
+    at = first
     for register in range(registers):
-        start = min(at, count - wide)
+        start = min(at - first, length - wide)
         store(table.starts + register * 8, start * bytes_of(alpha))
         row = table.positions + register * MACHINE.vector_bytes
         for word in range(WORDS):
             store(row + word * 4, np.int32(0))
-        while at < count and unit(axis, at) < (register + 1) * wide:
-            lane = unit(axis, at) - register * wide
+        kept = 0
+        while at < last and unit(axis, at) - base < (register + 1) * wide:
+            lane = unit(axis, at) - base - register * wide
+            kept |= 1 << lane
             for half in range(per_unit):
-                position = (at - start) * per_unit + half
+                position = (at - first - start) * per_unit + half
                 store(row + (lane * per_unit + half) * 4, np.int32(position))
             at += 1
+        store(table.kept + register * 8, kept)
     return registers
 
 
+def _spread_registers(
+    builder: ir.IRBuilder, args: Any, use: Callable[[ir.IRBuilder, Any, Any, Any], None]
+) -> None:
+    """Emit a loop that calls `use` with where a spread register belongs, it, and its number."""
+    target, source, registers, starts, positions = args
+    words = ir.VectorType(_I32, WORDS)
+    with cgutils.for_range(builder, registers) as loop:
+        start = _element(builder, pointer(builder, starts), loop.index, _I64, 8)
+        order = _element(builder, pointer(builder, positions), loop.index, words, 4)
+        moved = _permuted(builder, pointer(builder, builder.add(source, start)), order)
+        place = builder.gep(pointer(builder, target), [loop.index], source_etype=moved.type)
+        use(builder, place, moved, loop.index)
+
+
 @intrinsic
-def _spread(
+def _write_spread(
     typingctx: Any, target: Any, source: Any, registers: Any, starts: Any, positions: Any
 ) -> Any:
-    i64 = types.int64
+    def write(builder: ir.IRBuilder, place: Any, moved: Any, number: Any) -> None:
+        builder.store(moved, place, align=4)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        target, source, registers, starts, positions = args
-        words = ir.VectorType(_I32, WORDS)
-        with cgutils.for_range(builder, registers) as loop:
-            start = _element(builder, pointer(builder, starts), loop.index, _I64, 8)
-            order = _element(builder, pointer(builder, positions), loop.index, words, 4)
-            window = pointer(builder, builder.add(source, start))
-            moved = _permuted(builder, window, order)
-            place = builder.gep(pointer(builder, target), [loop.index], source_etype=moved.type)
-            builder.store(moved, place, align=4)
+        _spread_registers(builder, args, write)
         return context.get_dummy_value()
 
+    i64 = types.int64
     return types.void(i64, i64, i64, i64, i64), codegen
 
 
+@intrinsic
+def _add_spread(
+    typingctx: Any, alpha: Any, target: Any, source: Any, registers: Any, starts: Any,
+    positions: Any, kept: Any,
+) -> Any:  # fmt: skip
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, *spread_args, kept = args
+        vector, align = vector_type(alpha), _I32(itemsize(alpha))
+        bits = ir.VectorType(ir.IntType(1), vector.count)
+        kind = f"v{vector.count}f{alpha.bitwidth}.p0"
+        where = ir.PointerType()
+        load = builder.module.declare_intrinsic(
+            f"llvm.masked.load.{kind}", (), ir.FunctionType(vector, [where, _I32, bits, vector])
+        )
+        put = builder.module.declare_intrinsic(
+            f"llvm.masked.store.{kind}",
+            (),
+            ir.FunctionType(ir.VoidType(), [vector, where, _I32, bits]),
+        )
+
+        def add(builder: ir.IRBuilder, place: Any, moved: Any, number: Any) -> None:
+            word = _element(builder, pointer(builder, kept), number, _I64, 8)
+            mask = builder.bitcast(builder.trunc(word, ir.IntType(vector.count)), bits)
+            old = builder.call(load, [place, align, mask, ir.Constant(vector, None)])
+            new = builder.fadd(old, builder.bitcast(moved, vector))
+            builder.call(put, [new, place, align, mask])
+
+        _spread_registers(builder, spread_args, add)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(alpha, i64, i64, i64, i64, i64, i64), codegen
+
+
 @inner
-def spread(target, source, registers, table):
+def write_spread(target, source, registers, table):
     """Write the units at `source` to where they were; lanes of other units get anything."""
-    _spread(target, source, registers, table.starts, table.positions)
+    _write_spread(target, source, registers, table.starts, table.positions)
+
+
+@inner
+def add_spread(alpha, target, source, registers, table):
+    """Add the units at `source` to where they were; nothing else is read or written."""
+    _add_spread(alpha, target, source, registers, table.starts, table.positions, table.kept)
 
 
 @inner

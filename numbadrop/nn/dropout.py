@@ -8,6 +8,7 @@ import numpy as np
 
 from numbadrop import ops
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels import sample_units
 from numbadrop.nn.activation import Activation, Input
 from numbadrop.nn.module import Module
 
@@ -102,7 +103,7 @@ class BatchwiseDropout(Module):
     def draw(self, within: IndexSet) -> Pattern:
         """Draw the units to keep among those in `within`."""
         kept = max(1, round(len(within) * (1 - self.p)))
-        return Pattern(within.sample(self.rng, kept), len(within) / kept)
+        return Pattern(sample_units(within, kept, self.rng), len(within) / kept)
 
     def out_units(self, units: IndexSet | None) -> IndexSet | None:
         """Return `units` where nothing will be dropped."""

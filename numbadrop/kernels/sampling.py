@@ -1,0 +1,88 @@
+"""Drawing units without replacement."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from functools import cache
+
+import numpy as np
+from numba import types
+
+from numbadrop.address import address_of
+from numbadrop.index_set import IndexSet
+from numbadrop.kernels import threads
+from numbadrop.kernels.jit import Kernel, native_kernel
+from numbadrop.kernels.memory import as_address, first_of, load, load_index, store
+from numbadrop.kernels.windows import Axis, unit
+
+__all__ = ["sample_units"]
+
+_TASK = struct.Struct("@d5q")
+
+
+def _sample_part(task, part, parts):
+    zero = first_of(task)
+    words = as_address(task) + 8
+    keys, out = load_index(words, 0), load_index(words, 4)
+    axis = Axis(8, load_index(words, 2), load_index(words, 1))
+    left = load_index(words, 3)
+    i = 0
+    while left > 0:
+        # Of the units that are not yet decided on, this share is still wanted. Written in any
+        # case, and then perhaps over: a branch would be foretold wrongly every other time.
+        store(out, unit(axis, i))
+        taken = int(load(zero, keys + i * 8) * (axis.size - i) < left)
+        out += 8 * taken
+        left -= taken
+        i += 1
+
+
+@cache
+def _native() -> Kernel:
+    return native_kernel(_sample_part, types.float64)
+
+
+def sample_units(units: IndexSet, keep: int, rng: np.random.Generator) -> IndexSet:
+    """Draw units of a set without replacement, each as likely as any other.
+
+    Parameters
+    ----------
+    units : IndexSet
+    keep : int
+        How many to draw, in ``[1, len(units)]``.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    IndexSet
+        A subset, on the same axis.
+
+    Raises
+    ------
+    ValueError
+        If `keep` is out of range.
+
+    References
+    ----------
+    D. E. Knuth, The Art of Computer Programming 2, section 3.4.2, algorithm S: the units come in
+    ascending order, where a permutation would have to be sorted.
+
+    Examples
+    --------
+    >>> drawn = sample_units(IndexSet([1, 3, 4], 6), 2, np.random.default_rng(0))
+    >>> len(drawn), drawn.size
+    (2, 6)
+    """
+    if not 1 <= keep <= len(units):
+        raise ValueError(f"keep must be in [1, {len(units)}], got {keep}")
+    if keep == len(units):
+        return units
+    keys = rng.random(len(units))
+    chosen = np.empty(keep, np.int64)
+    task = (ctypes.c_char * _TASK.size)()
+    _TASK.pack_into(
+        task, 0, 0.0, address_of(keys), units.address, len(units), keep, address_of(chosen)
+    )
+    threads.run(_native(), task, parallel=False)
+    return IndexSet.trusted(chosen, units.size)
