@@ -137,7 +137,7 @@ class TestFit:
     @pytest.mark.parametrize("optimizer", OPTIMIZERS)
     def test_learns(self, optimizer):
         model, optimizer = make(optimizer)
-        history = fit(model, optimizer, DATA, **{**RUN, "epochs": 40})
+        history = fit(model, optimizer, DATA, **{**RUN, "epochs": 80})
         assert history[-1].test_error < 0.05 < 0.5 < history[0].train_error
         assert history[-1].train_loss < history[0].train_loss
 
