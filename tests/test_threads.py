@@ -226,10 +226,12 @@ interrupts = 0
 end = time.monotonic() + 2
 while time.monotonic() < end:
     try:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 4e-4))
+        # Once more after a while: Python swallows what is raised where objects are freed.
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 4e-4), 0.5)
         while True:
             run()
     except Stop:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         interrupts += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
 assert interrupts > 100

@@ -18,11 +18,13 @@ __all__ = [
     "as_address",
     "as_pointer",
     "call_case",
+    "emit_prefetch",
     "first_of",
     "keep_alive",
     "load",
     "load_index",
     "pointer",
+    "prefetch",
     "store",
 ]
 
@@ -51,6 +53,27 @@ def call_case(builder: Any, number: Any, cases: dict[int, Any], arguments: list[
         builder.call(builder.module.declare_intrinsic("llvm.trap", (), trap), [])
         builder.unreachable()
     builder.position_at_end(done)
+
+
+def emit_prefetch(builder: Any, where: Any) -> None:
+    """Emit a request for the cache line at a pointer, which will soon be written."""
+    i32 = ir.IntType(32)
+    function = builder.module.declare_intrinsic(
+        "llvm.prefetch.p0", (), ir.FunctionType(ir.VoidType(), [where.type, i32, i32, i32])
+    )
+    # To be written (1), in the nearest cache (3), data (1).
+    builder.call(function, [where, i32(1), i32(3), i32(1)])
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address that will soon be written; any address is allowed."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit_prefetch(builder, pointer(builder, args[0]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic

@@ -26,19 +26,30 @@ from numbadrop.kernels.memory import (
     keep_alive,
     load,
     load_index,
+    prefetch,
     store,
 )
 from numbadrop.kernels.packing import MOST_UNITS, Matrix, pack, workspace, workspace_bytes
 from numbadrop.kernels.tile import register_tile
-from numbadrop.kernels.windows import Axis, add_spread, find_spread, offset, unit
+from numbadrop.kernels.windows import (
+    Axis,
+    add_spread,
+    find_spread,
+    note_sources,
+    offset,
+    unit,
+)
 
 __all__ = ["Epilogue", "Product", "Strided", "multiply", "native_multiply", "share"]
 
 _CACHE_LINE = 64
-_DEPTH_BLOCK = 320
+_DEPTH_BLOCK = 512
 """The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
 _GROUP_BYTES = 1 << 20
 """Most bytes of A that all panels pass before others come: they must stay in L2."""
+_COPY_FROM_BYTES = 1 << 18
+_COPY_FROM_PANELS = 8
+"""From these on it pays to bring the rows of A together in memory."""
 
 
 class Strided(NamedTuple):
@@ -97,6 +108,16 @@ def _finish_tile(epilogue, tile, pitch, rows, columns, bias):
 
 
 @inner
+def _copy_rows(alpha, target, pitch, a, rows, depth):
+    """Bring rows of A, dense along the depth, together."""
+    for i in range(rows):
+        row = carray(as_pointer(alpha, target + i * pitch), depth)
+        source = carray(as_pointer(alpha, a.address + i * a.row), depth)
+        for k in range(depth):
+            row[k] = source[k]
+
+
+@inner
 def _read_tile(alpha, tile, pitch, rows, columns, c, i0, j0):
     """Fetch from C the sums of a tile that has been begun."""
     for i in range(rows):
@@ -107,16 +128,17 @@ def _read_tile(alpha, tile, pitch, rows, columns, c, i0, j0):
 
 
 @inner
-def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter, registers, table):
-    """Bring a finished tile to its place in C: ``C = tile`` or ``C += tile``.
+def _prefetch_spread(start, rows, registers, table):
+    """Ask for what a tile will be added to, while its sums are made."""
+    for i in range(rows):
+        row = load_index(table.sources, i) + start
+        for register in range(registers):
+            prefetch(row + register * MACHINE.vector_bytes)
 
-    With `registers`, it is added so many registers at a time.
-    """
-    if registers > 0:
-        column = c.address + offset(c.cols, j0)
-        for i in range(rows):
-            add_spread(alpha, column + offset(c.rows, i0 + i), tile + i * pitch, registers, table)
-        return
+
+@inner
+def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
+    """Bring a finished tile to its place in C: ``C = tile`` or ``C += tile``."""
     size = bytes_of(alpha)
     for i in range(rows):
         row = c.address + offset(c.rows, i0 + i)
@@ -174,11 +196,17 @@ def multiply(product, i_first, i_last, j_first, j_last):
     strip_row = MACHINE.tile_rows * size
     if strip_row > MACHINE.vector_bytes:
         strip_row = _align(strip_row, MACHINE.vector_bytes)
-    most_tiles = rows // groups // MACHINE.tile_rows + 2 if packed else 0
-    strips_memory = np.empty(
-        most_tiles * block * strip_row + MACHINE.vector_bytes + _CACHE_LINE, np.uint8
+    # Rows that are far apart share few sets of a cache, and would push each other out of it.
+    copied = (
+        a.depth == size and rows * block * size >= _COPY_FROM_BYTES and panels >= _COPY_FROM_PANELS
     )
-    strips = _align(strips_memory.ctypes.data, _CACHE_LINE)
+    copy_row = block * size + _CACHE_LINE
+    most_rows = rows // groups + 1 + MACHINE.tile_rows
+    near_bytes = most_rows * copy_row if copied else 0
+    if packed:
+        near_bytes = (most_rows // MACHINE.tile_rows + 1) * block * strip_row
+    near_memory = np.empty(near_bytes + MACHINE.vector_bytes + _CACHE_LINE, np.uint8)
+    near = _align(near_memory.ctypes.data, _CACHE_LINE)
 
     # Loop 1: rows of A and C, a group at a time.
     for group in range(groups):
@@ -191,12 +219,19 @@ def multiply(product, i_first, i_last, j_first, j_last):
             deep = share(depth, blocks, n + 1) - k0
             begun = n > 0 and not scatter
             last = n == blocks - 1
-            if packed:
+            a_block = Strided(a.address + i_group * a.row + k0 * a.depth, a.row, a.depth)
+            tile_step = 0
+            if copied:
+                _copy_rows(alpha, near, copy_row, a_block, group_rows, deep)
+                a_block = Strided(near, copy_row, size)
+            elif packed:
                 across = Matrix(a.address, Axis(a.depth, depth, 0), Axis(size, product.rows, 0))
+                tile_step = block * strip_row
                 for t in range(tiles):
                     r0, r1 = share(group_rows, tiles, t), share(group_rows, tiles, t + 1)
-                    strip = strips + t * block * strip_row
+                    strip = near + t * tile_step
                     pack(alpha, strip, strip_row, across, k0, deep, i_group + r0, r1 - r0, work)
+                a_block = Strided(near, size, strip_row)
             # Loop 3: columns of B and C, a panel at a time.
             for p in range(panels):
                 v0 = share(vectors, panels, p)
@@ -209,41 +244,46 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     for j in range(filled):
                         bias[j] = load(alpha, product.bias + unit(b.cols, j0 + j) * size)
                 pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
-                registers = 0
+                # Where the columns of C are dense, a tile is added to it a register at a time, from
+                # the beginning of a cache line on, if rows begin there.
+                registers, spread_start = 0, offset(c.cols, j0)
                 if scatter and c.cols.stride == size:
-                    span = unit(c.cols, j0 + filled - 1) - unit(c.cols, j0) + 1
+                    lead = (c.address + spread_start) % MACHINE.vector_bytes // size
+                    span = lead + unit(c.cols, j0 + filled - 1) - unit(c.cols, j0) + 1
+                    spread_start -= lead * size
                     if span <= MOST_UNITS * wide:
                         registers = find_spread(
-                            alpha, c.cols, j0, j0 + filled, thick * wide, work.table
+                            alpha, c.cols, j0, j0 + filled, thick * wide, lead, work.table
                         )
                 # Loop 4: rows of A and C, a register tile at a time.
                 for t in range(tiles):
                     r0 = share(group_rows, tiles, t)
                     high = share(group_rows, tiles, t + 1) - r0
                     i0 = i_group + r0
-                    if packed:
-                        rows_of_a = Strided(strips + t * block * strip_row, size, strip_row)
-                    else:
-                        rows_of_a = Strided(a.address + i0 * a.row + k0 * a.depth, a.row, a.depth)
+                    a_tile = a_block.address + (t * tile_step if packed else r0 * a_block.row)
                     target, target_row = edge, edge_row
                     if in_place:
                         target = c.address + i0 * c.rows.stride + j0 * size
                         target_row = c.rows.stride
+                    elif registers > 0:
+                        note_sources(work.table, c.address, c.rows, i0, high)
+                        _prefetch_spread(spread_start, high, registers, work.table)
                     elif begun:
                         _read_tile(alpha, target, target_row, high, filled, c, i0, j0)
                     register_tile(
                         alpha, high, thick, deep,
-                        rows_of_a.address, rows_of_a.row, rows_of_a.depth,
+                        a_tile, a_block.row, a_block.depth,
                         panel, target, target_row, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
                         _finish_tile(epilogue, target, target_row, high, thick * wide, bias)
-                    if not in_place:
-                        _write_tile(
-                            alpha, target, target_row, high, filled, c, i0, j0, scatter,
-                            registers, work.table,
-                        )  # fmt: skip
-    keep_alive(strips_memory)
+                    if registers > 0:
+                        add_spread(
+                            alpha, spread_start, high, target, target_row, registers, work.table
+                        )
+                    elif not in_place:
+                        _write_tile(alpha, target, target_row, high, filled, c, i0, j0, scatter)
+    keep_alive(near_memory)
     keep_alive(work_memory)
     keep_alive(panel_memory)
     keep_alive(edge_memory)

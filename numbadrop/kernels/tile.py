@@ -17,7 +17,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, itemsize, vector_type
-from numbadrop.kernels.memory import call_case, pointer
+from numbadrop.kernels.memory import call_case, emit_prefetch, pointer
 
 __all__ = ["register_tile"]
 
@@ -52,12 +52,13 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
     lanes_of_zero = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
 
     entry = ir.IRBuilder(function.append_basic_block("entry"))
-    resume = ir.IRBuilder(function.append_basic_block("accumulate"))
     head = ir.IRBuilder(function.append_basic_block("head"))
     body = ir.IRBuilder(function.append_basic_block("body"))
     tail_head = ir.IRBuilder(function.append_basic_block("tail_head"))
     tail = ir.IRBuilder(function.append_basic_block("tail"))
     leave = ir.IRBuilder(function.append_basic_block("leave"))
+    resume = ir.IRBuilder(function.append_basic_block("accumulate"))
+    begin = ir.IRBuilder(function.append_basic_block("overwrite"))
 
     def at(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
         if isinstance(offset, int):
@@ -69,10 +70,10 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
     tiles = [(r, v) for r in range(rows) for v in range(vectors)]
     c_at = {(r, v): at(entry, c_rows[r], v * MACHINE.vector_bytes) for r, v in tiles}
     whole = entry.sub(depth, entry.urem(depth, ir.Constant(_I64, _UNROLL)))
-    entry.cbranch(accumulate, resume.block, head.block)
-
-    previous = {t: resume.load(c_at[t], typ=vector, align=size) for t in tiles}
-    resume.branch(head.block)
+    # C comes into the cache while the sums are made, and is not waited for before or after.
+    for t in tiles:
+        emit_prefetch(entry, c_at[t])
+    entry.branch(head.block)
 
     def carried(builder: ir.IRBuilder, kind: Any, *incoming: Any) -> Any:
         phi = builder.phi(kind)
@@ -124,15 +125,16 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
 
     state = loop(
         head, body, tail_head.block, whole, _UNROLL,
-        [
-            (entry.block, (zero_index, zero_index, b, dict.fromkeys(tiles, zero))),
-            (resume.block, (zero_index, zero_index, b, previous)),
-        ],
+        [(entry.block, (zero_index, zero_index, b, dict.fromkeys(tiles, zero)))],
     )  # fmt: skip
     *_, sums = loop(tail_head, tail, leave.block, depth, 1, [(head.block, state)])
+    leave.cbranch(accumulate, resume.block, begin.block)
     for t in tiles:
-        leave.store(sums[t], c_at[t], align=size)
-    leave.ret_void()
+        before = resume.load(c_at[t], typ=vector, align=size)
+        resume.store(resume.fadd(before, sums[t]), c_at[t], align=size)
+        begin.store(sums[t], c_at[t], align=size)
+    resume.ret_void()
+    begin.ret_void()
     return function
 
 

@@ -166,7 +166,7 @@ def _update_part(task, part, parts):
     table_memory = np.empty(windows_bytes(registers), np.uint8)
     table = windows(table_memory.ctypes.data, registers)
     if col_count >= wide:
-        find_spread(element, cols, 0, col_count, col_count, table)
+        find_spread(element, cols, 0, col_count, col_count, 0, table)
     for i in range(first, last):
         source = grad + i * grad_row
         if col_count >= wide:

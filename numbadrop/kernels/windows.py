@@ -13,7 +13,6 @@ are, but nothing outside the array is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -238,15 +237,16 @@ def find_gather(alpha, axis, first, last, table):
 
 
 @inner
-def find_spread(alpha, axis, first, last, length, table):
+def find_spread(alpha, axis, first, last, length, lead, table):
     """Find windows that bring the kept units [first, last) of an axis back to where they were.
 
     They lie side by side in an array of `length` elements, at least a register. Return how many
-    registers they fill, from the first of them on, with one window each.
+    registers they fill, with one window each. In the first, `lead` lanes come before the first of
+    them.
     """
     wide = lanes(alpha)
     per_unit = WORDS // wide
-    base = unit(axis, first)
+    base = unit(axis, first) - lead
     registers = (unit(axis, last - 1) - base) // wide + 1
     at = first
     for register in range(registers):
@@ -267,29 +267,19 @@ def find_spread(alpha, axis, first, last, length, table):
     return registers
 
 
-def _spread_registers(
-    builder: ir.IRBuilder, args: Any, use: Callable[[ir.IRBuilder, Any, Any, Any], None]
-) -> None:
-    """Emit a loop that calls `use` with where a spread register belongs, it, and its number."""
-    target, source, registers, starts, positions = args
-    words = ir.VectorType(_I32, WORDS)
-    with cgutils.for_range(builder, registers) as loop:
-        start = _element(builder, pointer(builder, starts), loop.index, _I64, 8)
-        order = _element(builder, pointer(builder, positions), loop.index, words, 4)
-        moved = _permuted(builder, pointer(builder, builder.add(source, start)), order)
-        place = builder.gep(pointer(builder, target), [loop.index], source_etype=moved.type)
-        use(builder, place, moved, loop.index)
-
-
 @intrinsic
 def _write_spread(
     typingctx: Any, target: Any, source: Any, registers: Any, starts: Any, positions: Any
 ) -> Any:
-    def write(builder: ir.IRBuilder, place: Any, moved: Any, number: Any) -> None:
-        builder.store(moved, place, align=4)
-
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _spread_registers(builder, args, write)
+        target, source, registers, starts, positions = args
+        words = ir.VectorType(_I32, WORDS)
+        with cgutils.for_range(builder, registers) as loop:
+            start = _element(builder, pointer(builder, starts), loop.index, _I64, 8)
+            order = _element(builder, pointer(builder, positions), loop.index, words, 4)
+            moved = _permuted(builder, pointer(builder, builder.add(source, start)), order)
+            place = builder.gep(pointer(builder, target), [loop.index], source_etype=moved.type)
+            builder.store(moved, place, align=4)
         return context.get_dummy_value()
 
     i64 = types.int64
@@ -298,15 +288,16 @@ def _write_spread(
 
 @intrinsic
 def _add_spread(
-    typingctx: Any, alpha: Any, target: Any, source: Any, registers: Any, starts: Any,
-    positions: Any, kept: Any,
+    typingctx: Any, alpha: Any, targets: Any, start: Any, rows: Any, source: Any, pitch: Any,
+    order: Any, kept: Any,
 ) -> Any:  # fmt: skip
+    """Add one register a row; `order` is the address of its positions, `kept` its mask."""
+
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, *spread_args, kept = args
+        _, targets, start, rows, source, pitch, order, kept = args
         vector, align = vector_type(alpha), _I32(itemsize(alpha))
         bits = ir.VectorType(ir.IntType(1), vector.count)
-        kind = f"v{vector.count}f{alpha.bitwidth}.p0"
-        where = ir.PointerType()
+        kind, where = f"v{vector.count}f{alpha.bitwidth}.p0", ir.PointerType()
         load = builder.module.declare_intrinsic(
             f"llvm.masked.load.{kind}", (), ir.FunctionType(vector, [where, _I32, bits, vector])
         )
@@ -315,19 +306,19 @@ def _add_spread(
             (),
             ir.FunctionType(ir.VoidType(), [vector, where, _I32, bits]),
         )
-
-        def add(builder: ir.IRBuilder, place: Any, moved: Any, number: Any) -> None:
-            word = _element(builder, pointer(builder, kept), number, _I64, 8)
-            mask = builder.bitcast(builder.trunc(word, ir.IntType(vector.count)), bits)
+        order = builder.load(pointer(builder, order), typ=ir.VectorType(_I32, WORDS), align=4)
+        mask = builder.bitcast(builder.trunc(kept, ir.IntType(vector.count)), bits)
+        with cgutils.for_range(builder, rows) as loop:
+            row = builder.add(source, builder.mul(loop.index, pitch))
+            moved = builder.bitcast(_permuted(builder, pointer(builder, row), order), vector)
+            target = _element(builder, pointer(builder, targets), loop.index, _I64, 8)
+            place = pointer(builder, builder.add(target, start))
             old = builder.call(load, [place, align, mask, ir.Constant(vector, None)])
-            new = builder.fadd(old, builder.bitcast(moved, vector))
-            builder.call(put, [new, place, align, mask])
-
-        _spread_registers(builder, spread_args, add)
+            builder.call(put, [builder.fadd(old, moved), place, align, mask])
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(alpha, i64, i64, i64, i64, i64, i64), codegen
+    return types.void(alpha, i64, i64, i64, i64, i64, i64, i64), codegen
 
 
 @inner
@@ -337,9 +328,22 @@ def write_spread(target, source, registers, table):
 
 
 @inner
-def add_spread(alpha, target, source, registers, table):
-    """Add the units at `source` to where they were; nothing else is read or written."""
-    _add_spread(alpha, target, source, registers, table.starts, table.positions, table.kept)
+def add_spread(alpha, start, rows, source, pitch, registers, table):
+    """Add rows of units to where they were; nothing else is read or written.
+
+    `start` bytes behind each of the rows that `note_sources` has noted the first register begins.
+    """
+    for register in range(registers):
+        _add_spread(
+            alpha,
+            table.sources,
+            start + register * MACHINE.vector_bytes,
+            rows,
+            source + load_index(table.starts, register),
+            pitch,
+            table.positions + register * MACHINE.vector_bytes,
+            load_index(table.kept, register),
+        )
 
 
 @inner
