@@ -21,6 +21,7 @@ import os
 import threading
 import time
 from functools import cache
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numba
@@ -162,7 +163,9 @@ class _Crew:
         self.native = _native()
         self._patience = self._looks_in(_PATIENCE)
         self.in_use = threading.Lock()
-        self._bell = threading.Semaphore(0)
+        # Not a semaphore: that is Python code, which a signal handler's exception can leave with
+        # its lock held for ever.
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._stopped = False
         self._memory = np.zeros(_SIZE + 64, np.uint8)
         self._shared = (self._memory.ctypes.data + 63) // 64 * 64
@@ -186,7 +189,7 @@ class _Crew:
     def _work(self) -> None:
         while not self._stopped:
             self.native.serve(self._shared, self._patience)
-            self._bell.acquire()
+            self._bell.get()
 
     def run(self, kernel: Kernel, task: int, parts: int) -> None:
         if not self.in_use.acquire(blocking=False):
@@ -194,8 +197,8 @@ class _Crew:
             return
         try:
             asleep = self.native.wake(self._shared)
-            if asleep:
-                self._bell.release(asleep)
+            for _ in range(asleep):
+                self._bell.put(None)
             patience = self._patience // 8
             self.native.work_through(self._shared, kernel.address, task, parts, patience)
         finally:
@@ -209,7 +212,8 @@ class _Crew:
         """
         self.in_use.acquire(timeout=_LONGEST_WAIT)
         self._stopped = True
-        self._bell.release(len(self._threads))
+        for _ in self._threads:
+            self._bell.put(None)
         for thread in self._threads:
             thread.join(timeout=_LONGEST_WAIT)
 
