@@ -30,11 +30,11 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 def check_matrix(name: str, array: ArrayLike) -> Array:
     """Return a float32 or float64 matrix whose elements are aligned, whatever its strides."""
-    array = np.asarray(array)
-    if array.ndim != 2:
-        raise ValueError(f"{name} must be two-dimensional, got shape {array.shape}")
-    check_dtype(name, array)
-    return array if array.flags.aligned else array.copy()
+    matrix = array if type(array) is np.ndarray else np.asarray(array)
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} must be two-dimensional, got shape {matrix.shape}")
+    check_dtype(name, matrix)
+    return matrix if matrix.flags.aligned else matrix.copy()
 
 
 def check_dtype(name: str, array: Array) -> None:
@@ -83,7 +83,9 @@ def check_is_array(name: str, array: Any) -> None:
 def check_apart(name: str, array: Array, **others: Array) -> None:
     """Refuse an array to be written that shares memory with others."""
     for other_name, other in others.items():
-        if np.shares_memory(array, other):
+        # Arrays that both own their memory share it only if they are one.
+        alone = array.base is None and other.base is None and array is not other
+        if not alone and np.shares_memory(array, other):
             raise ValueError(f"{name} overlaps {other_name}")
 
 
@@ -101,12 +103,13 @@ def check_out(
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     if out.dtype != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
-    if not out.flags.writeable:
+    flags = out.flags
+    if not flags.writeable:
         raise ValueError("out is read-only")
-    if not out.flags.aligned:
+    if not flags.aligned:
         raise ValueError("out is not aligned to its element size")
     check_apart("out", out, **inputs)
-    if not out.flags.c_contiguous and _overlaps_itself(out):
+    if not flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"out overlaps itself, its strides are {out.strides}")
 
 
