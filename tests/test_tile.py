@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 import pytest
 from kernel_checks import DTYPES, answer
+from llvmlite import ir
+from numba.core import types
 
+from numbadrop.kernels import elements, tile
 from numbadrop.kernels.elements import MACHINE
 from numbadrop.kernels.tile import register_tile
 
@@ -80,3 +85,42 @@ for rows, vectors in [
         print(f"{rows} x {vectors} returned")
 """
     assert answer("-c", program, env={"PYTHONFAULTHANDLER": None}) == ""
+
+
+@pytest.mark.parametrize("element", [types.float32, types.float64], ids=str)
+@pytest.mark.parametrize(
+    ("machine", "triple", "cpu", "multiply_add", "memory"),
+    [
+        *[
+            (elements._NEON, "aarch64-unknown-linux-gnu", cpu, "fmla", r"\[sp")
+            for cpu in ("generic", "apple-m1", "cortex-a76", "neoverse-n1")
+        ],
+        (elements._AVX2, "x86_64-unknown-linux-gnu", "haswell", "vfmadd", r"\(%rsp"),
+        (elements._AVX2, "x86_64-unknown-linux-gnu", "znver3", "vfmadd", r"\(%rsp"),
+        (elements._AVX512, "x86_64-unknown-linux-gnu", "skylake-avx512", "vfmadd", r"\(%rsp"),
+    ],
+)  # fmt: skip
+def test_the_inner_loop_of_other_machines(
+    machine, triple, cpu, multiply_add, memory, element, monkeypatch
+):
+    """Cross-compiled: one fused instruction for each vector of sums, all sums in registers."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    for module in (elements, tile):
+        monkeypatch.setattr(module, "MACHINE", machine)
+    source = ir.Module()
+    source.triple = triple
+    tile._tile_function(source, element, machine.tile_rows, machine.tile_vectors).linkage = ""
+    target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+    optimized = llvm.parse_assembly(str(source))
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(optimized, passes)
+    assembly = target.emit_assembly(optimized)
+    block = max(re.split(r"\n(?=\.LBB)", assembly), key=lambda block: block.count(multiply_add))
+    label = block[: block.index(":")]
+    loop = block[: block.rindex(label)]  # up to the jump back
+    sums = machine.tile_rows * machine.tile_vectors
+    assert loop.count(multiply_add) == tile._UNROLL * sums
+    assert not re.search(memory, loop), loop
+    register = r"(?:v|%[xyz]mm)\d"
+    assert not re.search(rf"\tv?mov\w*\t{register}\S*, {register}", loop), loop

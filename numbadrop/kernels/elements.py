@@ -22,7 +22,8 @@ class Machine(NamedTuple):
     """A register file and the tile of C that fits in it.
 
     The tile of `tile_rows` x `tile_vectors` accumulators, one row of B and one broadcast element
-    of A must fit the registers together: 8 x 3 + 3 + 1 = 28 of 32, 6 x 2 + 2 + 1 = 15 of 16.
+    of A must fit the registers together: 8 x 3 + 3 + 1 = 28 of 32, 6 x 2 + 2 + 1 = 15 of 16. Where
+    an element of A takes a register to be broadcast, several of them must: 7 x 3 + 3 + 7 = 31.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Machine(NamedTuple):
 
 _AVX512 = Machine("AVX-512", 64, 8, 3, "llvm.x86.avx512.permvar.sf.512")
 _AVX2 = Machine("AVX2", 32, 6, 2, "llvm.x86.avx2.permps")
-_NEON = Machine("NEON", 16, 8, 3, None)
+_NEON = Machine("NEON", 16, 7, 3, None)
 _PLAIN = Machine("plain", 16, 6, 2, None)
 
 _PROBE = """
