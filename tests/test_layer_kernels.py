@@ -255,7 +255,7 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((31, 90), (90, 70), 70))
     monkeypatch.setattr(matmul, "_SERIAL_BELOW", 0)
-    monkeypatch.setattr(elementwise, "_SERIAL_BELOW", 0)
+    monkeypatch.setattr(elementwise, "_SERIAL_BELOW", {"take": 0, "gradient": 0})
     monkeypatch.setattr(softmax, "_SERIAL_BELOW", 0)
     results = set()
     before = kernels.get_num_threads()

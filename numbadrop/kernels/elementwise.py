@@ -30,8 +30,9 @@ from numbadrop.kernels.product import share
 
 __all__ = ["rectifier_gradient", "take_columns"]
 
-_SERIAL_BELOW = 20_000
-"""Elements that one thread passes about as fast as a region of several starts."""
+_SERIAL_BELOW = {"take": 20_000, "gradient": 200_000}
+"""Elements that one thread passes about as fast as several. The gradient is cut in columns, so that
+two threads write to one cache line in every row."""
 
 
 class _Gradient(NamedTuple):
@@ -144,7 +145,7 @@ def rectifier_gradient(
         task, 0,
         scale, scale * slope, *g.shape, *map(address_of, (g, y, h, sums)),
     )  # fmt: skip
-    threads.run(kernel, task, g.size >= _SERIAL_BELOW)
+    threads.run(kernel, task, g.size >= _SERIAL_BELOW["gradient"])
     return h, sums
 
 
@@ -188,5 +189,5 @@ def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
         factor, *y.shape, x.shape[1], address_of(x), x.strides[0], address_of(y),
         units.address,
     )  # fmt: skip
-    threads.run(kernel, task, y.size >= _SERIAL_BELOW)
+    threads.run(kernel, task, y.size >= _SERIAL_BELOW["take"])
     return y
