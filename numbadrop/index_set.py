@@ -9,6 +9,7 @@ against it once, here, instead of in each kernel.
 from __future__ import annotations
 
 import operator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ class IndexSet:
         size = _check_size(size)
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
-        return cls.trusted(np.arange(size, dtype=np.int64), size)
+        return _all(size)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"an IndexSet is frozen, cannot set {name!r}")
@@ -244,3 +245,9 @@ class IndexSet:
     def _check_same_axis(self, other: IndexSet) -> None:
         if self.size != other.size:
             raise ValueError(f"other is a set of {other.size} units, this axis has {self.size}")
+
+
+@lru_cache(maxsize=32)
+def _all(size: int) -> IndexSet:
+    """Make the set of all units once for an axis of a net: it is asked for in every step."""
+    return IndexSet.trusted(np.arange(size, dtype=np.int64), size)
