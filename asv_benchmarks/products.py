@@ -1,8 +1,8 @@
 """Compare the gathered products with NumPy's on a submatrix that was extracted beforehand.
 
     pip install ".[bench]"
-    python asv_benchmarks/products.py            # the thin grid, a few minutes
-    python asv_benchmarks/products.py --full     # every size, about an hour
+    python asv_benchmarks/products.py            # the thin grid
+    python asv_benchmarks/products.py --full     # every size, some minutes
 
 The peer multiplies contiguous copies of the kept weights, which it gets for nothing, and its weight
 gradient is not scattered. A ratio is the peer's time over ours. Each cell is checked against

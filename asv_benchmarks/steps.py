@@ -5,7 +5,8 @@
 
 Nesterov's momentum and a summed loss on random data, with dropout of 0.2 on the input and 0.5 on
 hidden units, and without any. PyTorch runs eagerly and compiled, where it finds a C++ compiler; a
-library that is not installed is left out. All get as many threads as numbadrop.
+library that is not installed is left out. PyTorch gets as many threads as numbadrop; JAX takes
+all cores that the process may use.
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ def contestants(net: str) -> dict[str, Run]:
             run = make()
             run()
         except Exception as error:  # Whatever keeps a peer from running is a reason to say.
-            print(f"{name}: not timed, {type(error).__name__}: {str(error).splitlines()[0]}")
+            print(
+                f"{name}: not timed, {type(error).__name__}: {(str(error) or '?').splitlines()[0]}"
+            )
         else:
             runs[name] = run
     return runs

@@ -152,7 +152,7 @@ class IndexSet:
         object.__setattr__(self, "_hash", None)
 
     @classmethod
-    def trusted(cls, indices: Indices, size: int) -> IndexSet:
+    def _trusted(cls, indices: Indices, size: int) -> IndexSet:
         """Make a set of right int64 indices that nobody else holds: nothing is checked."""
         made = cls.__new__(cls)
         made._freeze(indices, size)
@@ -227,7 +227,7 @@ class IndexSet:
         missing = self.indices[np.minimum(positions, len(self) - 1)] != other.indices
         if missing.any():
             raise ValueError(f"unit {other.indices[missing][0]} of other is not in this set")
-        return self.trusted(positions, len(self))
+        return self._trusted(positions, len(self))
 
     def union(self, other: IndexSet) -> IndexSet:
         """Return the set of the units in either set.
@@ -240,7 +240,7 @@ class IndexSet:
         self._check_same_axis(other)
         if self.is_all or self == other:
             return self
-        return self.trusted(np.flatnonzero(self.mask() | other.mask()), self.size)
+        return self._trusted(np.flatnonzero(self.mask() | other.mask()), self.size)
 
     def _check_same_axis(self, other: IndexSet) -> None:
         if self.size != other.size:
@@ -250,4 +250,4 @@ class IndexSet:
 @lru_cache(maxsize=32)
 def _all(size: int) -> IndexSet:
     """Make the set of all units once for an axis of a net: it is asked for in every step."""
-    return IndexSet.trusted(np.arange(size, dtype=np.int64), size)
+    return IndexSet._trusted(np.arange(size, dtype=np.int64), size)

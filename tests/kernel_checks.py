@@ -235,7 +235,7 @@ def check_many(shapes: Any = SHAPES, layouts: Any = ("C", "F", "spread"), guard:
             sets = ("none", "none") if name == "matmul_at" else next(kinds)
             # The memory of the sets is guarded as well; only the class itself can arrange that.
             rows, cols = (
-                kept and IndexSet.trusted(guard(kept.indices, at_end), kept.size)
+                kept and IndexSet._trusted(guard(kept.indices, at_end), kept.size)
                 for kept in map(make_set, sets, shape[1:], (rng, rng))
             )
             left, right = (place(a) for a in operands(name, dtype, shape, rows, cols, rng))

@@ -25,9 +25,10 @@ from numbadrop import kernels
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import reference
 from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.product import _DEPTH_BLOCK
 
 small = st.integers(0, 20) | st.integers(0, 110)
-depths = st.sampled_from([1, 2, 319, 320, 321, 600, 641, 1100])
+depths = st.sampled_from([1, 2, *(_DEPTH_BLOCK * k + d for k in (1, 2) for d in (-1, 0, 1))])
 OUT_LAYOUTS = [layout for layout in LAYOUTS if layout != "unaligned"]
 
 
@@ -166,6 +167,39 @@ def test_every_height_and_width_of_a_remainder(dtype):
             np.testing.assert_array_equal(
                 kernels.gathered_matmul(x, columns, out=out), x @ columns, f"{height} x {width}"
             )
+
+
+@pytest.mark.parametrize(
+    ("shape", "share"),
+    [
+        ((300, 700, 500), 0.9),  # rows of A brought together
+        ((1100, 530, 400), 0.95),  # several groups of rows
+        ((40, 9000, 3000), 0.02),  # units far apart, scattered one by one
+    ],
+)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_large_operands(name, shape, share):
+    """Whole numbers, so that every order of the sums gives the same."""
+    rng = np.random.default_rng(0)
+    rows, cols = (kernels.sample_units(IndexSet.all(n), int(share * n), rng) for n in shape[1:])
+    if name == "matmul_at":
+        rows = cols = None
+        shape = (shape[0], 600, 500)
+    left, right = operands(name, np.float32, shape, rows, cols, rng, whole_numbers=True)
+    left64, right64 = left.astype(np.float64), right.astype(np.float64)
+    if name == "scatter_matmul":
+        out = np.ones(shape[1:], np.float32)
+        kernels.scatter_matmul(left, right, rows, cols, out=out, alpha=2.0)
+        expected = reference.scatter_matmul(
+            left64, right64, rows, cols, out=np.ones(shape[1:]), alpha=2.0
+        )
+        np.testing.assert_array_equal(out, expected)
+    else:
+        sets = () if name == "matmul_at" else (rows, cols)
+        np.testing.assert_array_equal(
+            getattr(kernels, name)(left, right, *sets),
+            getattr(reference, name)(left64, right64, *sets),
+        )
 
 
 class TestValues:

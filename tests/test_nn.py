@@ -40,8 +40,8 @@ class Spy(Linear):
         super().__init__(*args, **kwargs)
         self.blocks = []
 
-    def __call__(self, x, units=None, **factors):
-        y = super().__call__(x, units, **factors)
+    def __call__(self, x, units=None):
+        y = super().__call__(x, units)
         self.blocks.append((Activation.of(x).units, y.units))
         return y
 
@@ -275,6 +275,39 @@ class TestSequential:
         ):
             one, other = (g.dense() if isinstance(g, Block) else g for g in (one, other))
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
+
+    def test_layers_of_a_users_own_are_not_absorbed(self):
+        class ReLU6(ReLU):
+            def _function(self, values):
+                return Variable(np.clip(values.value, 0, 6))
+
+        class Doubled(BatchwiseDropout):
+            def __call__(self, x, units=None, pattern=None):
+                y = super().__call__(x, units, pattern)
+                return Activation(y.values * 2.0, y.units)
+
+        first = Linear(4, 8, gain=100.0, dtype=np.float64)
+        net = Sequential(first, ReLU6()).seed(0)
+        x = X.astype(np.float64)
+        np.testing.assert_allclose(net(x).value, np.clip(x @ first.weight.value, 0, 6))
+        net = Sequential(first, Doubled(0.5)).seed(0)
+        y = net(x)
+        np.testing.assert_allclose(y.value, 4 * (x @ first.weight.value)[:, y.units.indices])
+        leaky = LeakyReLU(0.1)
+        leaky.negative_slope = 0.5
+        sums = x @ first.weight.value
+        np.testing.assert_allclose(
+            Sequential(first, leaky)(x).value, np.where(sums > 0, sums, 0.5 * sums)
+        )
+
+    def test_a_dropout_at_rest_before_one_that_drops(self):
+        resting, dropping = BatchwiseDropout(0.5), BatchwiseDropout(0.5)
+        net = Sequential(Linear(4, 8), resting, ReLU(), dropping).seed(0)
+        resting.eval()
+        y = net(X)
+        assert len(y.units) == 4
+        expected = 2 * np.maximum(X @ net.layers[0].weight.value, 0)[:, y.units.indices]
+        np.testing.assert_allclose(y.value, expected, rtol=1e-5)
 
     @pytest.mark.parametrize("nested", [False, True])
     def test_units_wanted_from_outside_reach_the_last_producer(self, nested):

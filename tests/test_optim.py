@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -350,6 +351,37 @@ class TestGroups:
 
 
 class TestState:
+    def test_a_copy_of_net_and_optimizer_goes_on_alone(self):
+        net = Sequential(Linear(3, 4), Linear(4, 2)).seed(0)
+        optimizer = NAG(net.parameters(), lr=0.1)
+
+        def step(net, optimizer):
+            for parameter in net.parameters():
+                parameter.grad = np.ones_like(parameter.value)
+            optimizer.step()
+
+        step(net, optimizer)
+        other_net, other = copy.deepcopy((net, optimizer))
+        before = net.state_dict()
+        step(other_net, other)
+        after = other_net.state_dict()
+        for name, value in net.state_dict().items():
+            np.testing.assert_array_equal(value, before[name])
+            assert (value != after[name]).all()
+        step(net, optimizer)
+        for name, value in net.state_dict().items():
+            np.testing.assert_array_equal(value, after[name])
+
+    def test_a_value_that_is_replaced_is_the_one_that_is_updated(self):
+        parameter = Parameter(np.ones(3))
+        optimizer = SGD([parameter], lr=1.0)
+        for _ in range(2):
+            parameter.value = old = parameter.value.copy()
+            parameter.grad = np.ones(3)
+            before = old.copy()
+            optimizer.step()
+            np.testing.assert_array_equal(parameter.value, before - 1)
+
     @every_optimizer
     def test_resumes_bit_for_bit(self, make, options):
         def start():

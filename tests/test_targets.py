@@ -9,10 +9,39 @@ import pytest
 from kernel_checks import IS_X86, answer
 
 PROGRAM = """
+import functools
 from kernel_checks import *
+from numbadrop.optim.rules import NAGRule, nag
 from numbadrop.kernels.elements import MACHINE
 
 print(MACHINE.name, check_many([(1, 1, 1), (9, 1, 15), (17, 47, 33), (3, 515, 40)]))
+for dtype in DTYPES:
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((7, 40)).astype(dtype), rng.standard_normal((80, 90)).astype(dtype)
+    b, rows, cols = w[0].copy(), np.arange(0, 80, 2), np.sort(rng.permutation(90)[:35])
+    factors = {"slope": 0.25, "scale": 1.5}
+    labels = rng.integers(35, size=7)
+    y = kernels.gathered_linear(x, w, b, rows, cols, **factors)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    close(y, reference.gathered_linear(x, w, b, rows, cols, **factors))
+    for one, other in zip(
+        kernels.rectifier_gradient(y, y, **factors),
+        reference.rectifier_gradient(y, y, **factors),
+        strict=True,
+    ):
+        close(one, other)
+    close(kernels.take_columns(w, cols, 2.0), reference.take_columns(w, cols, 2.0))
+    close(kernels.cross_entropy(y, labels), reference.cross_entropy(y, labels))
+    close(
+        kernels.cross_entropy_gradient(y, labels), reference.cross_entropy_gradient(y, labels)
+    )
+    value, slots, grad = w.copy(), np.ones((1, *w.shape), dtype), w[: len(rows), : len(cols)].copy()
+    want = value.copy(), slots.copy()
+    rule = NAGRule(0.9, 0.1, 1.9)
+    kernels.update_block(rule, value, slots, grad, rows, cols)
+    reference.update_block(nag, rule, *want, grad, rows, cols)
+    close(value, want[0])
+    close(slots, want[1])
 """
 
 

@@ -25,7 +25,7 @@ from kernel_checks import (
 )
 
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import element_rule, reference, update_block
+from numbadrop.kernels import BlockUpdate, element_rule, reference, sample_units, update_block
 from numbadrop.kernels import update as update_module
 from numbadrop.optim import rules
 
@@ -237,3 +237,20 @@ def test_many_threads_on_few_rows(monkeypatch):
     for shape in ((0, 4), (1, 9), (3, 50), (40, 1)):
         for case in RULES:
             assert_updates(case, shape, rng.standard_normal(shape), None, None)
+
+
+def test_one_parameter_over_many_steps():
+    rng = np.random.default_rng(0)
+    value, slots = rng.standard_normal((9, 30)), np.zeros((1, 9, 30))
+    expected_value, expected_slots = value.copy(), slots.copy()
+    rule = rules.NAGRule(0.9, 0.01, 1.9)
+    update = BlockUpdate(rules.NAGRule, value, slots)
+    for _ in range(5):
+        rows, cols = (sample_units(IndexSet.all(n), n // 2, rng) for n in (9, 30))
+        grad = rng.standard_normal((len(rows), len(cols)))
+        update(rule, grad, rows, cols)
+        update_block(rule, expected_value, expected_slots, grad, rows, cols)
+    np.testing.assert_array_equal(value, expected_value)
+    np.testing.assert_array_equal(slots, expected_slots)
+    with pytest.raises(TypeError, match=r"^rule must be a NAGRule, got MomentumRule"):
+        update(rules.MomentumRule(0.9, 1.0, 0.0, 0.0, 0.1), grad, rows, cols)

@@ -1,7 +1,7 @@
-"""Gathered kernels: products with submatrices of the weights, and updates of sub-blocks.
+"""Kernels of a training step: products with submatrices of the weights, and what is around them.
 
 Each runs in three tiers: a door that checks everything and allocates, a partition over threads,
-and a serial kernel. `numbadrop.kernels.reference` defines them in plain NumPy.
+and a serial kernel. `numbadrop.kernels.reference` defines what they compute in plain NumPy.
 """
 
 from numbadrop.kernels import jitted as _jitted  # noqa: F401  (teaches Numba the doors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "check_is_array",
     "check_matrix",
     "check_out",
+    "check_real",
     "check_same_dtype",
     "check_units",
     "resolve",
@@ -51,6 +53,13 @@ def check_same_dtype(name: str, array: Array, other_name: str, other: Array) -> 
         )
 
 
+def check_real(name: str, value: Any) -> float:
+    """Return a real number as a float."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    return float(value)
+
+
 def resolve(name: str, units: Units, size: int) -> IndexSet | None:
     """Return the set that `units` means on an axis of `size` units, None where it is all."""
     if units is None:
@@ -84,7 +93,7 @@ def check_apart(name: str, array: Array, **others: Array) -> None:
     """Refuse an array to be written that shares memory with others."""
     for other_name, other in others.items():
         # Arrays that both own their memory share it only if they are one.
-        alone = array.base is None and other.base is None and array is not other
+        alone = array is not other and array.flags.owndata and other.flags.owndata
         if not alone and np.shares_memory(array, other):
             raise ValueError(f"{name} overlaps {other_name}")
 

@@ -19,18 +19,20 @@ from numbadrop.kernels.arrays import (
     Array,
     Units,
     check_matrix,
+    check_real,
     check_same_dtype,
     resolve,
 )
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.jit import Kernel, native_kernel
 from numbadrop.kernels.matmul import check_rectifier
-from numbadrop.kernels.memory import as_address, as_pointer, first_of, load_index
+from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_behind
 from numbadrop.kernels.product import share
 
 __all__ = ["rectifier_gradient", "take_columns"]
 
-_SERIAL_BELOW = {"take": 20_000, "gradient": 200_000}
+_TAKE_SERIAL_BELOW = 20_000
+_GRADIENT_SERIAL_BELOW = 200_000
 """Elements that one thread passes about as fast as several. The gradient is cut in columns, so that
 two threads write to one cache line in every row."""
 
@@ -48,7 +50,7 @@ class _Take(NamedTuple):
 
 def _gradient_part(task, part, parts):
     positive, other = first_of(task)
-    words = as_address(task) + 2 * bytes_of(positive)
+    words = words_behind(task)
     rows, cols = load_index(words, 0), load_index(words, 1)
     g, y, h, sums = (
         load_index(words, 2), load_index(words, 3), load_index(words, 4), load_index(words, 5)
@@ -73,7 +75,7 @@ def _gradient_part(task, part, parts):
 def _take_part(task, part, parts):
     (factor,) = first_of(task)
     size = bytes_of(factor)
-    words = as_address(task) + 8
+    words = words_behind(task)
     rows, cols, width = load_index(words, 0), load_index(words, 1), load_index(words, 2)
     x, x_row, y, units = (
         load_index(words, 3), load_index(words, 4), load_index(words, 5), load_index(words, 6)
@@ -134,7 +136,7 @@ def rectifier_gradient(
     check_same_dtype("g", g, "y", y)
     if g.shape != y.shape:
         raise ValueError(f"g must have the shape of y, {y.shape}, got {g.shape}")
-    check_rectifier(slope, scale)
+    slope, scale = check_rectifier(slope, scale)
     if slope == scale == 1:
         return g, g.sum(axis=0)
     g, y = np.ascontiguousarray(g), np.ascontiguousarray(y)
@@ -145,7 +147,7 @@ def rectifier_gradient(
         task, 0,
         scale, scale * slope, *g.shape, *map(address_of, (g, y, h, sums)),
     )  # fmt: skip
-    threads.run(kernel, task, g.size >= _SERIAL_BELOW["gradient"])
+    threads.run(kernel, task, g.size >= _GRADIENT_SERIAL_BELOW)
     return h, sums
 
 
@@ -176,6 +178,7 @@ def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
     array([[2., 6.]])
     """
     x = check_matrix("x", x)
+    factor = check_real("factor", factor)
     units = resolve("cols", cols, x.shape[1])
     if units is None:
         return np.multiply(x, factor, dtype=x.dtype)
@@ -189,5 +192,5 @@ def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
         factor, *y.shape, x.shape[1], address_of(x), x.strides[0], address_of(y),
         units.address,
     )  # fmt: skip
-    threads.run(kernel, task, y.size >= _SERIAL_BELOW["take"])
+    threads.run(kernel, task, y.size >= _TAKE_SERIAL_BELOW)
     return y

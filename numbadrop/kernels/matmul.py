@@ -8,8 +8,6 @@ products run on the calling thread, so that the caller's own `prange` decides wh
 from __future__ import annotations
 
 import ctypes
-import math
-import numbers
 import struct
 from functools import cache
 from typing import Any
@@ -28,6 +26,7 @@ from numbadrop.kernels.arrays import (
     check_is_array,
     check_matrix,
     check_out,
+    check_real,
     check_same_dtype,
     check_units,
     resolve,
@@ -67,7 +66,7 @@ def multiply(
     scale: float = 1.0,
     scatter: bool = False,
 ) -> None:
-    """``C = f(A B[b_rows, b_cols])``, or with `scatter` ``C[c_rows, c_cols] += f(A B)``.
+    """``C = f(A B[b_rows, b_cols])``, or with `scatter` ``C[c_rows, c_cols] += scale A B``.
 
     The door checks nothing: operands are what `Product` wants. Transposition is a view's swapped
     strides.
@@ -207,7 +206,8 @@ def gathered_linear(
     """Compute a layer on the units that take part: product, bias, rectifier and scaling in one.
 
     ``y[b, j] = scale rectify(sum_i x[b, i] w[rows[i], cols[j]] + b[cols[j]])``, where
-    ``rectify(v) = v if v > 0 else slope v``. A result passes through all of this in a register.
+    ``rectify(v) = v if v > 0 else slope v``. A tile of results passes through all of this while it
+    is in the nearest cache.
 
     Parameters
     ----------
@@ -215,9 +215,9 @@ def gathered_linear(
         As for `gathered_matmul`.
     b : array_like of the same dtype, shape (n_out,), optional
     slope : float, default 1.0
-        0 is ReLU, 1 leaves every value as it is. Finite, not negative.
+        0 is ReLU, 1 leaves every value as it is. Not negative.
     scale : float, default 1.0
-        Of batchwise dropout behind the layer. Finite, positive.
+        Of batchwise dropout behind the layer. Positive.
 
     Returns
     -------
@@ -237,13 +237,12 @@ def gathered_linear(
     array([[ 3., -0.]])
     """
     w = check_matrix("w", w)
-    check_rectifier(slope, scale)
+    slope, scale = check_rectifier(slope, scale)
     if b is not None:
         b = np.asarray(b)
-        if b.shape != w.shape[1:] or b.dtype != w.dtype:
-            raise ValueError(
-                f"b must be {w.dtype} of shape {w.shape[1:]}, got {b.dtype} of shape {b.shape}"
-            )
+        check_same_dtype("b", b, "w", w)
+        if b.shape != w.shape[1:]:
+            raise ValueError(f"b must have shape {w.shape[1:]}, got {b.shape}")
         if not (b.flags.c_contiguous and b.flags.aligned):
             b = b.copy()
         if out is not None:
@@ -254,12 +253,18 @@ def gathered_linear(
     )
 
 
-def check_rectifier(slope: float, scale: float) -> None:
+_SMALLEST_SCALE, _LARGEST = 2.0**-126, 2.0**127
+"""Factors between these are finite and not zero as float32, too."""
+
+
+def check_rectifier(slope: float, scale: float) -> tuple[float, float]:
     """Refuse factors under which the sign of a result would not be that of its sum."""
-    if not 0 <= slope < math.inf:
-        raise ValueError(f"slope must be finite and not negative, got {slope}")
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be finite and positive, got {scale}")
+    slope, scale = check_real("slope", slope), check_real("scale", scale)
+    if not 0 <= slope <= _LARGEST:
+        raise ValueError(f"slope must be in [0, 2**127], got {slope}")
+    if not _SMALLEST_SCALE <= scale <= _LARGEST:
+        raise ValueError(f"scale must be in [2**-126, 2**127], got {scale}")
+    return slope, scale
 
 
 def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
@@ -348,8 +353,7 @@ def scatter_matmul(
     check_same_dtype("x", x, "g", g)
     _check_batch(x, g)
     check_out(out, None, x.dtype, x=x, g=g)
-    if not isinstance(alpha, numbers.Real):
-        raise TypeError(f"alpha must be a real number, got {alpha!r}")
+    alpha = check_real("alpha", alpha)
     row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
     check_units("x", 1, x.shape[1], "rows", row_set, out.shape[0])
     check_units("g", 1, g.shape[1], "cols", col_set, out.shape[1])

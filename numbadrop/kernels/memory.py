@@ -15,7 +15,6 @@ from numba.extending import intrinsic
 from numbadrop.kernels.jit import inner
 
 __all__ = [
-    "as_address",
     "as_pointer",
     "call_case",
     "emit_prefetch",
@@ -26,6 +25,7 @@ __all__ = [
     "pointer",
     "prefetch",
     "store",
+    "words_behind",
 ]
 
 
@@ -121,16 +121,6 @@ def as_pointer(typingctx: Any, alpha: Any, address: Any) -> Any:
 
 
 @intrinsic
-def as_address(typingctx: Any, task: Any) -> Any:
-    """Return a pointer as the number it is."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], ir.IntType(64))
-
-    return types.int64(task), codegen
-
-
-@intrinsic
 def first_of(typingctx: Any, task: Any) -> Any:
     """Return what a task begins with: a value, or a tuple laid out as a C struct."""
 
@@ -138,6 +128,19 @@ def first_of(typingctx: Any, task: Any) -> Any:
         return context.data_model_manager[task.dtype].load_from_data_pointer(builder, args[0])
 
     return task.dtype(task), codegen
+
+
+@intrinsic
+def words_behind(typingctx: Any, task: Any) -> Any:
+    """Return the address of the int64 words that follow what a task begins with."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        first = context.get_abi_sizeof(context.get_data_type(task.dtype))
+        aligned = (first + 7) // 8 * 8
+        return builder.add(builder.ptrtoint(args[0], word), word(aligned))
+
+    return types.int64(task), codegen
 
 
 @inner

@@ -1,8 +1,8 @@
 """Packing: the only code that sees how a matrix lies in memory, and where the gather happens.
 
 A panel is a depth block of B, `width` columns wide, one row after the other, so that the register
-tile reads it front to back. Element (k, j) comes from ``address + depth[k] + column[j]``: two
-vectors of byte offsets say everything about strides, transposition and dropped units.
+tile reads it front to back. Element (k, j) comes from ``address + depth[k] + column[j]``: two axes
+of byte offsets say everything about strides, transposition and dropped units.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = ["MOST_UNITS", "Matrix", "pack", "workspace", "workspace_bytes"]
 
 MOST_UNITS = 64
 """Units, or registers, for which windows are found at a time; no panel is wider."""
+assert MACHINE.tile_vectors * WORDS <= MOST_UNITS
 _SQUARE_BYTES = WORDS * MACHINE.vector_bytes
 _I32 = ir.IntType(32)
 
@@ -151,8 +152,9 @@ def _pack_scalar(alpha, panel, pitch, b, k0, depth, j0, columns):
 def pack(alpha, panel, pitch, b, k0, depth, j0, columns, work):
     """Pack depth [k0, k0 + depth) and columns [j0, j0 + columns) of `b`.
 
-    The panel's rows are `pitch` bytes, whole registers. `lanes` rows behind the panel may be
-    overwritten.
+    The panel's rows are `pitch` bytes: whole registers, or less than one, of which each row then
+    overwrites what the one before it held too much. `lanes` rows behind the panel, and a register,
+    may be overwritten.
     """
     size = bytes_of(alpha)
     if b.cols.stride == size and b.cols.size >= lanes(alpha):

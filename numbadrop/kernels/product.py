@@ -6,7 +6,8 @@ gathered, differ in their operands alone.
 
 f is the epilogue, which a tile passes through while it is still in the nearest cache:
 ``f(v) = scale rectify(v + bias)``, where ``rectify(v) = v if v > 0 else slope v``. It is a whole
-layer with ReLU and dropout, and also the factor of a scatter.
+layer with ReLU and dropout. Where C is added to, block after block of the depth, it is a factor
+alone: ``f(v) = scale v``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from numba import carray, types
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inlined, inner, native_kernel
 from numbadrop.kernels.memory import (
-    as_address,
     as_pointer,
     first_of,
     keep_alive,
@@ -28,6 +28,7 @@ from numbadrop.kernels.memory import (
     load_index,
     prefetch,
     store,
+    words_behind,
 )
 from numbadrop.kernels.packing import MOST_UNITS, Matrix, pack, workspace, workspace_bytes
 from numbadrop.kernels.tile import register_tile
@@ -104,7 +105,10 @@ def _finish_tile(epilogue, tile, pitch, rows, columns, bias):
         row = carray(as_pointer(scale, tile + i * pitch), columns)
         for j in range(columns):
             value = row[j] + bias[j]
-            row[j] = scale * (value if value > 0 else slope * value)
+            low = slope * value
+            if slope == 0 and value < 0:
+                low = slope  # 0 times minus infinity would be NaN
+            row[j] = scale * (value if value > 0 else low)
 
 
 @inner
@@ -319,7 +323,7 @@ def _read_matrix(words, at):
 
 def _multiply_part(task, part, parts):
     epilogue = first_of(task)
-    words = as_address(task) + len(epilogue) * bytes_of(epilogue.scale)
+    words = words_behind(task)
     rows = load_index(words, 1)
     cols = load_index(words, 2)
     product = Product(

@@ -71,7 +71,8 @@ def gathered_linear(
 ) -> Array:
     """y[b, j] = scale rectify(x w[rows, cols] + b[cols]), rectify(v) = v if v > 0 else slope v."""
     v = gathered_matmul(x, w, rows, cols) + b[_block(b.shape, cols)]
-    return scale * np.where(v > 0, v, slope * v)
+    low = np.where(v < 0, 0, v) if slope == 0 else slope * v
+    return scale * np.where(v > 0, v, low)
 
 
 def rectifier_gradient(

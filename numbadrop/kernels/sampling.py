@@ -13,7 +13,7 @@ from numbadrop.address import address_of
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import threads
 from numbadrop.kernels.jit import Kernel, native_kernel
-from numbadrop.kernels.memory import as_address, first_of, load, load_index, store
+from numbadrop.kernels.memory import first_of, load, load_index, store, words_behind
 from numbadrop.kernels.windows import Axis, unit
 
 __all__ = ["sample_units"]
@@ -23,7 +23,7 @@ _TASK = struct.Struct("@d5q")
 
 def _sample_part(task, part, parts):
     zero = first_of(task)
-    words = as_address(task) + 8
+    words = words_behind(task)
     keys, out = load_index(words, 0), load_index(words, 4)
     axis = Axis(8, load_index(words, 2), load_index(words, 1))
     left = load_index(words, 3)
@@ -85,4 +85,4 @@ def sample_units(units: IndexSet, keep: int, rng: np.random.Generator) -> IndexS
         task, 0, 0.0, address_of(keys), units.address, len(units), keep, address_of(chosen)
     )
     threads.run(_native(), task, parallel=False)
-    return IndexSet.trusted(chosen, units.size)
+    return IndexSet._trusted(chosen, units.size)

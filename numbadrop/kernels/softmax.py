@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.address import address_of
 from numbadrop.kernels import threads
-from numbadrop.kernels.arrays import Array, check_matrix
+from numbadrop.kernels.arrays import Array, check_matrix, check_real
 from numbadrop.kernels.jit import Kernel, native_kernel
-from numbadrop.kernels.memory import as_address, as_pointer, first_of, load_index, store
+from numbadrop.kernels.memory import as_pointer, first_of, load_index, store, words_behind
 from numbadrop.kernels.product import share
 
 __all__ = ["cross_entropy", "cross_entropy_gradient"]
@@ -31,7 +31,7 @@ class _Factor(NamedTuple):
 
 def _cross_entropy_part(task, part, parts):
     (factor,) = first_of(task)
-    words = as_address(task) + 8
+    words = words_behind(task)
     rows, cols = load_index(words, 0), load_index(words, 1)
     shape = (rows, cols)
     z = carray(as_pointer(factor, load_index(words, 2)), shape)
@@ -69,19 +69,20 @@ def _task(dtype: np.dtype[Any]) -> tuple[struct.Struct, Kernel]:
     return struct.Struct(f"@{dtype.char}7q"), native_kernel(_cross_entropy_part, first)
 
 
-def _run(logits: ArrayLike, labels: ArrayLike, factor: float | None) -> Array:
+def _run(logits: ArrayLike, labels: ArrayLike, factor: float, gradient: bool) -> Array:
     """Return the losses, or the gradient times a factor."""
     logits = np.ascontiguousarray(check_matrix("logits", logits))
     batch, classes = logits.shape
     checked = _check_labels(labels, batch, classes)
-    out = np.empty(batch if factor is None else logits.shape, logits.dtype)
+    factor = check_real("factor", factor)
+    out = np.empty(logits.shape if gradient else batch, logits.dtype)
     layout, kernel = _task(logits.dtype)
     task = (ctypes.c_char * layout.size)()
     to = address_of(out)
     layout.pack_into(
         task, 0,
-        factor or 0.0, batch, classes, address_of(logits), address_of(checked),
-        *((to, 0) if factor is None else (0, to)),
+        factor, batch, classes, address_of(logits), address_of(checked),
+        *((0, to) if gradient else (to, 0)),
         0,
     )  # fmt: skip
     threads.run(kernel, task, logits.size >= _SERIAL_BELOW)
@@ -102,7 +103,8 @@ def _check_labels(labels: ArrayLike, batch: int, classes: int) -> NDArray[np.int
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers in [0, {classes}), got dtype {labels.dtype}")
     # An unsigned number that is too large becomes a negative one, which is out of range as well.
-    return np.ascontiguousarray(labels, np.int64)
+    checked = np.ascontiguousarray(labels, np.int64)
+    return checked if checked.flags.aligned else checked.copy()
 
 
 def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
@@ -132,7 +134,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     >>> cross_entropy([[0.0, 0.0], [1000.0, 0.0]], [1, 0]).round(6)
     array([0.693147, 0.      ])
     """
-    return _run(logits, labels, None)
+    return _run(logits, labels, 1.0, gradient=False)
 
 
 def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: float = 1.0) -> Array:
@@ -160,4 +162,4 @@ def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: float =
     >>> cross_entropy_gradient([[0.0, 0.0]], [1])
     array([[ 0.5, -0.5]])
     """
-    return _run(logits, labels, factor)
+    return _run(logits, labels, factor, gradient=True)

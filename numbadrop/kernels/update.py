@@ -32,12 +32,12 @@ from numbadrop.kernels.arrays import (
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import Kernel, native_kernel
 from numbadrop.kernels.memory import (
-    as_address,
     as_pointer,
     first_of,
     keep_alive,
     load,
     load_index,
+    words_behind,
 )
 from numbadrop.kernels.product import share
 from numbadrop.kernels.windows import (
@@ -134,7 +134,7 @@ def _(rule, alpha, address, stride, length):
 def _update_part(task, part, parts):
     rule = first_of(task)
     element = rule[0]
-    words = as_address(task) + (len(rule) * bytes_of(element) + 7) // 8 * 8
+    words = words_behind(task)
     row_count, col_count = load_index(words, 0), load_index(words, 1)
     width = load_index(words, 2)
     rows = Axis(load_index(words, 3), 0, load_index(words, 4))
@@ -233,9 +233,14 @@ class BlockUpdate:
         self.hyper, self.value, self.slots = hyper, value, slots
         self._layout, self._kernel = _native_update(hyper, value.dtype)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BlockUpdate, (self.hyper, self.value, self.slots)
+
     def __call__(self, rule: Any, grad: Array, rows: Units = None, cols: Units = None) -> None:
         """Apply `rule`, of the class `hyper`, to a block; see `update_block`."""
         value, slots = self.value, self.slots
+        if type(rule) is not self.hyper:
+            raise TypeError(f"rule must be a {self.hyper.__name__}, got {type(rule).__name__}")
         check_is_array("grad", grad)
         _check_like("grad", grad, value)
         check_apart("grad", grad, value=value, slots=slots)
@@ -253,7 +258,7 @@ class BlockUpdate:
         if grad.shape != wanted:
             raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
         if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
-            grad = np.ascontiguousarray(grad)
+            grad = grad.copy()
         if value.ndim == 2:
             grad_stride = grad.strides[0]
 

@@ -34,6 +34,7 @@ WORDS = MACHINE.vector_bytes // 4
 ROWS = 16
 """Rows that are moved at a time: the cache lines that their windows share must stay in L1, and no
 register has more lanes."""
+assert max(WORDS, MACHINE.tile_rows) <= ROWS
 _MOST_WINDOWS = 4
 """Windows that are read at a time: their orders, and the words, share the register file."""
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -202,7 +203,8 @@ def _move_registers(
 def find_gather(alpha, axis, first, last, table):
     """Find windows that bring the kept units [first, last) of an axis side by side.
 
-    Return how many registers they fill. No more windows are needed than there are units.
+    Return how many registers they fill. No more windows are needed than there are units. Lanes
+    behind the last unit get that unit again.
     """
     wide = lanes(alpha)
     per_unit = WORDS // wide
@@ -229,8 +231,11 @@ def find_gather(alpha, axis, first, last, table):
                     store(row + word * 4, np.int32(position))
                     word += 1
                 at += 1
+            # What is left over gets the last kept unit again: it is multiplied too (and thrown
+            # away), and half of some double may be a denormal number, a hundred times slower.
+            last_position = (unit(axis, at - 1) - start) * per_unit
             for unused in range(word, WORDS):
-                store(row + unused * 4, np.int32(0))
+                store(row + unused * 4, np.int32(last_position + unused % per_unit))
             window += 1
     store(table.firsts + registers * 8, window)
     return registers

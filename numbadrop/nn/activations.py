@@ -28,8 +28,6 @@ class _Elementwise(Module):
 class ReLU(_Elementwise):
     """Return max(x, 0)."""
 
-    slope = 0.0
-
     def _function(self, values: Variable) -> Variable:
         return ops.relu(values)
 
@@ -46,7 +44,6 @@ class LeakyReLU(_Elementwise):
         if not np.isfinite(negative_slope):
             raise ValueError(f"negative_slope must be finite, got {negative_slope}")
         self.negative_slope = float(negative_slope)
-        self.slope = self.negative_slope if negative_slope >= 0 else None
 
     def _function(self, values: Variable) -> Variable:
         return ops.leaky_relu(values, self.negative_slope)

@@ -38,8 +38,6 @@ class Linear(Module):
     (2, 2)
     """
 
-    rectifies = True
-
     def __init__(
         self,
         in_features: int,

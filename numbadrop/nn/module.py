@@ -66,17 +66,10 @@ class Module:
     unitwise : bool
         Whether output unit k depends on input unit k alone. Says of a class that a dropout layer
         behind it may as well come before it.
-    slope : float or None
-        For a layer that returns x where x is positive and else slope * x: its slope, not negative.
-    rectifies : bool
-        Whether calls take `slope` and `scale`, and with them do the work of such layers, and of
-        batchwise dropout, that come behind.
     """
 
     training: bool = True
     unitwise: bool = False
-    slope: float | None = None
-    rectifies: bool = False
     _rng: np.random.Generator | None = None
 
     def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from numbadrop.index_set import IndexSet
 from numbadrop.nn.activation import Activation, Input
+from numbadrop.nn.activations import LeakyReLU, ReLU
 from numbadrop.nn.dropout import BatchwiseDropout, Pattern
+from numbadrop.nn.linear import Linear
 from numbadrop.nn.module import Module
 
 __all__ = ["Residual", "Sequential"]
@@ -107,16 +109,29 @@ def _absorb(
         The one given, if the layer that it is for is not among them.
     """
     factors: dict[str, float] = {}
-    if not producer.rectifies:
+    if type(producer) is not Linear:
         return factors, 0, pattern
     for absorbed, layer in enumerate(tail):
-        if layer.slope is not None:
-            factors["slope"] = factors.get("slope", 1.0) * layer.slope
-        elif isinstance(layer, BatchwiseDropout) and pattern is not None:
+        slope = _slope_of(layer)
+        if slope is not None:
+            factors["slope"] = factors.get("slope", 1.0) * slope
+        elif type(layer).__call__ is not BatchwiseDropout.__call__:
+            return factors, absorbed, pattern
+        elif pattern is not None and layer.training:
             factors["scale"], pattern = pattern.scale, None
-        elif not isinstance(layer, BatchwiseDropout) or layer.training:
+        elif layer.training:
             return factors, absorbed, pattern
     return factors, len(tail), pattern
+
+
+def _slope_of(layer: Module) -> float | None:
+    """Return the slope below zero of a layer that is x above it, if it is not negative."""
+    # Of these classes alone: one that is derived from them may do something else.
+    if type(layer) is ReLU:
+        return 0.0
+    if type(layer) is LeakyReLU and layer.negative_slope >= 0:
+        return layer.negative_slope
+    return None
 
 
 class Residual(Module):

@@ -68,10 +68,10 @@ def linear(
 
 
 class _Before(NamedTuple):
-    """Gradients before the rectifier and the scaling."""
+    """Gradients before the rectifier and the scaling: of the sums, and of the bias."""
 
-    sums: Array
-    bias: Array
+    h: Array
+    b: Array
 
 
 @linear.prepare
@@ -83,19 +83,19 @@ def _(g: Array, out: Array, *arguments: Any) -> _Before:
 @linear.gradient("x")
 def _(before: _Before, out: Array, x: Array, w: Array, b: Any, *rest: Any) -> Array:
     rows, cols, *_ = rest
-    return kernels.gathered_matmul_t(before.sums, w, rows, cols)
+    return kernels.gathered_matmul_t(before.h, w, rows, cols)
 
 
 @linear.gradient("w")
 def _(before: _Before, out: Array, x: Array, w: Array, b: Any, *rest: Any) -> Block | Array:
     rows, cols, *_ = rest
-    return _on_block(kernels.matmul_at(x, before.sums), w.shape, rows, cols)
+    return _on_block(kernels.matmul_at(x, before.h), w.shape, rows, cols)
 
 
 @linear.gradient("b")
 def _(before: _Before, out: Array, x: Array, w: Array, b: Array, *rest: Any) -> Block | Array:
     _, cols, *_ = rest
-    return _on_block(before.bias, b.shape, cols)
+    return _on_block(before.b, b.shape, cols)
 
 
 def _on_block(values: Array, shape: tuple[int, ...], *index: IndexSet | None) -> Block | Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, ClassVar
 
 import numpy as np
@@ -227,6 +228,7 @@ def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> None
         state.lag.advance(rule, *index)
     rows, cols = (None, None, *index)[-2:]
     update = state.update
-    if update is None or update.value is not parameter.value or update.hyper is not type(rule):
-        update = state.update = kernels.BlockUpdate(type(rule), parameter.value, state.slots)
+    current = (type(rule), parameter.value, state.slots)
+    if update is None or not all(map(is_, (update.hyper, update.value, update.slots), current)):
+        update = state.update = kernels.BlockUpdate(*current)
     update(rule, values, rows, cols)
