@@ -172,7 +172,7 @@ def test_every_height_and_width_of_a_remainder(dtype):
 @pytest.mark.parametrize(
     ("shape", "share"),
     [
-        ((300, 700, 500), 0.9),  # rows of A brought together
+        ((300, 1000, 1000), 0.9),  # rows of A brought together
         ((1100, 530, 400), 0.95),  # several groups of rows
         ((40, 9000, 3000), 0.02),  # units far apart, scattered one by one
     ],
