@@ -234,7 +234,7 @@ def gathered_linear(
     >>> from numbadrop.kernels import gathered_linear
     >>> w, b = np.array([[1.0, -1.0, 1.0]]), np.array([0.5, 0.5, 7.0])
     >>> gathered_linear(np.ones((1, 1)), w, b, cols=[0, 1], slope=0.0, scale=2.0)
-    array([[ 3., -0.]])
+    array([[3., 0.]])
     """
     w = check_matrix("w", w)
     slope, scale = check_rectifier(slope, scale)
