@@ -145,17 +145,17 @@ def main() -> None:
     top = peak(options.dtype, options.threads)
     blas = ", ".join(f"{p['internal_api']} {p['version']}" for p in threadpool_info())
     print(f"{MACHINE.name}, {options.threads} threads, {options.dtype}, against {blas}")
-    print(f"register tile alone: {top / 1e9:.0f} GFLOP/s\n")
-
     ratios: dict[str, dict[tuple[Any, ...], float]] = {name: {} for name in TARGETS}
-    shares: dict[str, float] = dict.fromkeys(TARGETS, 0.0)
+    rates: dict[str, float] = dict.fromkeys(TARGETS, 0.0)
     for sizes, keep, batch in itertools.product(grid["sizes"], grid["keep"], grid["batch"]):
         for name, flops, runs in cell(batch, sizes, keep, options.dtype):
             block = int(np.clip(3e9 / flops, 5, 100))
             times = quartiles(runs, options.rounds, block)
             ours, peer = times["ours"][1], times["peer"][1]
             ratios[name][sizes, keep, batch] = peer / ours
-            shares[name] = max(shares[name], flops / ours / top)
+            rates[name] = max(rates[name], flops / ours)
+    top = max(top, peak(options.dtype, options.threads))  # a clock that drifts is seen twice
+    print(f"register tile alone: {top / 1e9:.0f} GFLOP/s\n")
     for name, cells in ratios.items():
         print(f"### {name}\n")
         print("| in x out | keep | " + " | ".join(f"b = {b}" for b in grid["batch"]) + " |")
@@ -168,7 +168,7 @@ def main() -> None:
         print(
             f"\ngeometric mean {np.exp(np.log(values).mean()):.2f}, smallest {values.min():.2f}, "
             f"{below} of {len(values)} below {TARGETS[name]:g}; "
-            f"best share of the tile's speed {shares[name]:.0%}\n"
+            f"best share of the tile's speed {rates[name] / top:.0%}\n"
         )
 
 
