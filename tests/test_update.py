@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_checks import (
     DTYPES,
+    IS_X86,
     LAYOUTS,
     SETS,
     assert_same_bits,
@@ -254,3 +255,18 @@ def test_one_parameter_over_many_steps():
     np.testing.assert_array_equal(slots, expected_slots)
     with pytest.raises(TypeError, match=r"^rule must be a NAGRule, got MomentumRule"):
         update(rules.MomentumRule(0.9, 1.0, 0.0, 0.0, 0.1), grad, rows, cols)
+
+
+@pytest.mark.skipif(not IS_X86, reason="other CPUs take denormal numbers as fast as any")
+def test_momentum_that_fades_becomes_zero():
+    tiny = np.finfo(np.float32).smallest_normal
+    value, slots = np.ones((3, 40), np.float32), np.full((1, 3, 40), 4 * tiny, np.float32)
+    update = BlockUpdate(rules.NAGRule, value, slots)
+    for cols in (None, np.arange(0, 40, 2)):
+        width = 40 if cols is None else len(cols)
+        for _ in range(4):
+            update(rules.NAGRule(0.5, 0.1, 1.5), np.zeros((3, width), np.float32), cols=cols)
+            assert ((slots == 0) | (slots >= tiny)).all()
+    np.testing.assert_array_equal(slots, 0)
+    # The caller's arithmetic stays as it was.
+    assert np.float32(tiny) / np.float32(2) > 0
