@@ -96,7 +96,7 @@ def cell(
 
 
 @numba.njit(nogil=True)
-def _tiles(alpha, panel, a, c, depth, repeats):  # type: ignore[no-untyped-def]
+def _tiles(alpha, panel, a, c, depth, repeats):
     for _ in range(repeats):
         register_tile(
             alpha, MACHINE.tile_rows, MACHINE.tile_vectors, depth, a, depth * 8, 8, panel, c,

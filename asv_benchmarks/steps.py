@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -108,25 +109,21 @@ def contestants(net: str) -> dict[str, Run]:
     """Return the steps that this machine can run, each warmed up."""
     widths = NETS[net]
     makers: dict[str, Callable[[], Run]] = {
-        f"numbadrop {pattern}": lambda pattern=pattern: numbadrop_step(net, pattern)  # type: ignore[misc]
-        for pattern in PATTERNS
+        f"numbadrop {pattern}": partial(numbadrop_step, net, pattern) for pattern in PATTERNS
     }
     for dropout in (True, False):
         kind = "dropout" if dropout else "none"
-        for compiled in (False, True):
-            makers[f"PyTorch {kind} {'compiled' if compiled else 'eager'}"] = (
-                lambda dropout=dropout, compiled=compiled: torch_step(widths, dropout, compiled)  # type: ignore[misc]
-            )
-        makers[f"JAX {kind}"] = lambda dropout=dropout: jax_step(widths, dropout)  # type: ignore[misc]
+        makers[f"PyTorch {kind} eager"] = partial(torch_step, widths, dropout, compiled=False)
+        makers[f"PyTorch {kind} compiled"] = partial(torch_step, widths, dropout, compiled=True)
+        makers[f"JAX {kind}"] = partial(jax_step, widths, dropout)
     runs = {}
     for name, make in makers.items():
         try:
             run = make()
             run()
-        except Exception as error:  # Whatever keeps a peer from running is a reason to say.
-            print(
-                f"{name}: not timed, {type(error).__name__}: {(str(error) or '?').splitlines()[0]}"
-            )
+        except (ImportError, RuntimeError) as error:  # not installed, or no C++ compiler
+            reason = (str(error) or "no message").splitlines()[0]
+            print(f"{name}: not timed, {type(error).__name__}: {reason}")
         else:
             runs[name] = run
     return runs

@@ -18,6 +18,7 @@ __all__ = [
     "check_matrix",
     "check_out",
     "check_real",
+    "check_rectifier",
     "check_same_dtype",
     "check_units",
     "resolve",
@@ -27,6 +28,8 @@ Units = IndexSet | ArrayLike | None
 """The kept units of an axis: a set, ascending unique integers, a boolean mask, or None for all."""
 
 Array = NDArray[Any]
+_SMALLEST_SCALE, _LARGEST = 2.0**-126, 2.0**127
+"""Factors between these are finite and not zero as float32, too."""
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -58,6 +61,16 @@ def check_real(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}")
     return float(value)
+
+
+def check_rectifier(slope: float, scale: float) -> tuple[float, float]:
+    """Refuse factors under which the sign of a result would not be that of its sum."""
+    slope, scale = check_real("slope", slope), check_real("scale", scale)
+    if not 0 <= slope <= _LARGEST:
+        raise ValueError(f"slope must be in [0, 2**127], got {slope}")
+    if not _SMALLEST_SCALE <= scale <= _LARGEST:
+        raise ValueError(f"scale must be in [2**-126, 2**127], got {scale}")
+    return slope, scale
 
 
 def resolve(name: str, units: Units, size: int) -> IndexSet | None:

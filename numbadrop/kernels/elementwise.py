@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
-import struct
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
-from numba import carray, types
+from numba import carray
 from numpy.typing import ArrayLike
 
 from numbadrop.address import address_of
-from numbadrop.kernels import threads
 from numbadrop.kernels.arrays import (
     Array,
     Units,
     check_matrix,
     check_real,
+    check_rectifier,
     check_same_dtype,
     resolve,
 )
 from numbadrop.kernels.elements import bytes_of
-from numbadrop.kernels.jit import Kernel, native_kernel
-from numbadrop.kernels.matmul import check_rectifier
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_behind
 from numbadrop.kernels.product import share
+from numbadrop.kernels.task import run_task
 
 __all__ = ["rectifier_gradient", "take_columns"]
 
@@ -88,15 +82,6 @@ def _take_part(task, part, parts):
             y_row[j] = factor * x_whole[positions[j]]
 
 
-@cache
-def _task(
-    function: Callable[..., None], first: Any, words: int, dtype: np.dtype[Any]
-) -> tuple[struct.Struct, Kernel]:
-    fields = len(first._fields)
-    kind = types.NamedUniTuple(numba.from_dtype(dtype), fields, first)
-    return struct.Struct(f"@{fields}{dtype.char}{words}q"), native_kernel(function, kind)
-
-
 def rectifier_gradient(
     g: ArrayLike, y: ArrayLike, *, slope: float = 1.0, scale: float = 1.0
 ) -> tuple[Array, Array]:
@@ -141,13 +126,10 @@ def rectifier_gradient(
         return g, g.sum(axis=0)
     g, y = np.ascontiguousarray(g), np.ascontiguousarray(y)
     h, sums = np.empty_like(g), np.empty(g.shape[1], g.dtype)
-    layout, kernel = _task(_gradient_part, _Gradient, 6, g.dtype)
-    task = (ctypes.c_char * layout.size)()
-    layout.pack_into(
-        task, 0,
-        scale, scale * slope, *g.shape, *map(address_of, (g, y, h, sums)),
+    run_task(
+        _gradient_part, g.dtype, _Gradient(scale, scale * slope),
+        *g.shape, *map(address_of, (g, y, h, sums)), parallel=g.size >= _GRADIENT_SERIAL_BELOW,
     )  # fmt: skip
-    threads.run(kernel, task, g.size >= _GRADIENT_SERIAL_BELOW)
     return h, sums
 
 
@@ -185,12 +167,9 @@ def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
     if x.strides[1] != x.itemsize:
         x = np.ascontiguousarray(x)
     y = np.empty((len(x), len(units)), x.dtype)
-    layout, kernel = _task(_take_part, _Take, 7, x.dtype)
-    task = (ctypes.c_char * layout.size)()
-    layout.pack_into(
-        task, 0,
-        factor, *y.shape, x.shape[1], address_of(x), x.strides[0], address_of(y),
-        units.address,
+    run_task(
+        _take_part, x.dtype, _Take(factor),
+        *y.shape, x.shape[1], address_of(x), x.strides[0], address_of(y), units.address,
+        parallel=y.size >= _TAKE_SERIAL_BELOW,
     )  # fmt: skip
-    threads.run(kernel, task, y.size >= _TAKE_SERIAL_BELOW)
     return y

@@ -7,18 +7,13 @@ products run on the calling thread, so that the caller's own `prange` decides wh
 
 from __future__ import annotations
 
-import ctypes
-import struct
-from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike
 
 from numbadrop.address import address_of
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import threads
 from numbadrop.kernels.arrays import (
     Array,
     Units,
@@ -27,15 +22,15 @@ from numbadrop.kernels.arrays import (
     check_matrix,
     check_out,
     check_real,
+    check_rectifier,
     check_same_dtype,
     check_units,
     resolve,
 )
-from numbadrop.kernels.jit import Kernel
-from numbadrop.kernels.product import native_multiply
+from numbadrop.kernels.product import Epilogue, multiply_part
+from numbadrop.kernels.task import run_task
 
 __all__ = [
-    "check_rectifier",
     "gathered_linear",
     "gathered_matmul",
     "gathered_matmul_t",
@@ -47,12 +42,7 @@ _SERIAL_BELOW = 200_000
 """Multiplications that one thread finishes about as fast as a region of several starts."""
 
 
-@cache
-def _task(dtype: np.dtype[Any]) -> tuple[struct.Struct, Kernel]:
-    return struct.Struct(f"@2{dtype.char}22q"), native_multiply(numba.from_dtype(dtype))
-
-
-def multiply(
+def _multiply(
     a: Array,
     b: Array,
     c: Array,
@@ -73,13 +63,11 @@ def multiply(
     """
     rows, depth = a.shape
     cols = b.shape[1] if b_cols is None else len(b_cols)
-    layout, kernel = _task(c.dtype)
-    task = (ctypes.c_char * layout.size)()
     b_row, b_col = b.strides
     c_row, c_col = c.strides
-    layout.pack_into(
-        task, 0,
-        slope, scale, 0 if bias is None else address_of(bias),
+    run_task(
+        multiply_part, c.dtype, Epilogue(slope, scale),
+        0 if bias is None else address_of(bias),
         rows, cols, depth, scatter,
         address_of(a), *a.strides,
         address_of(b),
@@ -88,8 +76,8 @@ def multiply(
         address_of(c),
         c_row, c.shape[0], 0 if c_rows is None else c_rows.address,
         c_col, c.shape[1], 0 if c_cols is None else c_cols.address,
+        parallel=rows * cols * depth >= _SERIAL_BELOW,
     )  # fmt: skip
-    threads.run(kernel, task, rows * cols * depth >= _SERIAL_BELOW)
 
 
 def _gathered(
@@ -111,7 +99,7 @@ def _gathered(
         out = np.empty(shape, w.dtype)
     else:
         check_out(out, shape, w.dtype, **{name: a, "w": w})
-    multiply(a, w, out, b_rows=along, b_cols=cols, **epilogue)
+    _multiply(a, w, out, b_rows=along, b_cols=cols, **epilogue)
     return out
 
 
@@ -253,20 +241,6 @@ def gathered_linear(
     )
 
 
-_SMALLEST_SCALE, _LARGEST = 2.0**-126, 2.0**127
-"""Factors between these are finite and not zero as float32, too."""
-
-
-def check_rectifier(slope: float, scale: float) -> tuple[float, float]:
-    """Refuse factors under which the sign of a result would not be that of its sum."""
-    slope, scale = check_real("slope", slope), check_real("scale", scale)
-    if not 0 <= slope <= _LARGEST:
-        raise ValueError(f"slope must be in [0, 2**127], got {slope}")
-    if not _SMALLEST_SCALE <= scale <= _LARGEST:
-        raise ValueError(f"scale must be in [2**-126, 2**127], got {scale}")
-    return slope, scale
-
-
 def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
     """Multiply by the transpose from the left: the compact gradient of a gathered weight.
 
@@ -303,7 +277,7 @@ def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
         out = np.empty(shape, x.dtype)
     else:
         check_out(out, shape, x.dtype, x=x, g=g)
-    multiply(x.T, g, out)
+    _multiply(x.T, g, out)
     return out
 
 
@@ -357,7 +331,7 @@ def scatter_matmul(
     row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
     check_units("x", 1, x.shape[1], "rows", row_set, out.shape[0])
     check_units("g", 1, g.shape[1], "cols", col_set, out.shape[1])
-    multiply(x.T, g, out, c_rows=row_set, c_cols=col_set, scale=alpha, scatter=True)
+    _multiply(x.T, g, out, c_rows=row_set, c_cols=col_set, scale=alpha, scatter=True)
     return out
 
 

@@ -1,8 +1,8 @@
 """The product C = f(A B) or C += f(A B) as loops around packing and the register tile.
 
-A is read where it lies, by address and two strides. B is gathered while it is packed. C is a
-block of rows and columns of an array. Forward pass, input gradient and weight gradient, dense or
-gathered, differ in their operands alone.
+A is read where it lies, by address and two strides, or from a copy if its rows are far apart. B is
+gathered while it is packed. C is a block of rows and columns of an array. Forward pass, input
+gradient and weight gradient, dense or gathered, differ in their operands alone.
 
 f is the epilogue, which a tile passes through while it is still in the nearest cache:
 ``f(v) = scale rectify(v + bias)``, where ``rectify(v) = v if v > 0 else slope v``. It is a whole
@@ -12,14 +12,13 @@ alone: ``f(v) = scale v``.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import carray, types
+from numba import carray
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
-from numbadrop.kernels.jit import inlined, inner, native_kernel
+from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     as_pointer,
     first_of,
@@ -41,7 +40,7 @@ from numbadrop.kernels.windows import (
     unit,
 )
 
-__all__ = ["Epilogue", "Product", "Strided", "multiply", "native_multiply", "share"]
+__all__ = ["Epilogue", "Product", "Strided", "multiply", "multiply_part", "share"]
 
 _CACHE_LINE = 64
 _DEPTH_BLOCK = 512
@@ -206,11 +205,11 @@ def multiply(product, i_first, i_last, j_first, j_last):
     )
     copy_row = block * size + _CACHE_LINE
     most_rows = rows // groups + 1 + MACHINE.tile_rows
-    near_bytes = most_rows * copy_row if copied else 0
+    a_copy_bytes = most_rows * copy_row if copied else 0
     if packed:
-        near_bytes = (most_rows // MACHINE.tile_rows + 1) * block * strip_row
-    near_memory = np.empty(near_bytes + MACHINE.vector_bytes + _CACHE_LINE, np.uint8)
-    near = _align(near_memory.ctypes.data, _CACHE_LINE)
+        a_copy_bytes = (most_rows // MACHINE.tile_rows + 1) * block * strip_row
+    a_copy_memory = np.empty(a_copy_bytes + MACHINE.vector_bytes + _CACHE_LINE, np.uint8)
+    a_copy = _align(a_copy_memory.ctypes.data, _CACHE_LINE)
 
     # Loop 1: rows of A and C, a group at a time.
     for group in range(groups):
@@ -226,16 +225,16 @@ def multiply(product, i_first, i_last, j_first, j_last):
             a_block = Strided(a.address + i_group * a.row + k0 * a.depth, a.row, a.depth)
             tile_step = 0
             if copied:
-                _copy_rows(alpha, near, copy_row, a_block, group_rows, deep)
-                a_block = Strided(near, copy_row, size)
+                _copy_rows(alpha, a_copy, copy_row, a_block, group_rows, deep)
+                a_block = Strided(a_copy, copy_row, size)
             elif packed:
-                across = Matrix(a.address, Axis(a.depth, depth, 0), Axis(size, product.rows, 0))
                 tile_step = block * strip_row
+                across = Matrix(a.address, Axis(a.depth, depth, 0), Axis(size, product.rows, 0))
                 for t in range(tiles):
                     r0, r1 = share(group_rows, tiles, t), share(group_rows, tiles, t + 1)
-                    strip = near + t * tile_step
+                    strip = a_copy + t * tile_step
                     pack(alpha, strip, strip_row, across, k0, deep, i_group + r0, r1 - r0, work)
-                a_block = Strided(near, size, strip_row)
+                a_block = Strided(a_copy, size, strip_row)
             # Loop 3: columns of B and C, a panel at a time.
             for p in range(panels):
                 v0 = share(vectors, panels, p)
@@ -287,7 +286,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         )
                     elif not in_place:
                         _write_tile(alpha, target, target_row, high, filled, c, i0, j0, scatter)
-    keep_alive(near_memory)
+    keep_alive(a_copy_memory)
     keep_alive(work_memory)
     keep_alive(panel_memory)
     keep_alive(edge_memory)
@@ -321,7 +320,8 @@ def _read_matrix(words, at):
     return Matrix(load_index(words, at), _read_axis(words, at + 1), _read_axis(words, at + 4))
 
 
-def _multiply_part(task, part, parts):
+def multiply_part(task, part, parts):
+    """Do one part of a product; a task is an `Epilogue` and the rest of a `Product` in words."""
     epilogue = first_of(task)
     words = words_behind(task)
     rows = load_index(words, 1)
@@ -346,10 +346,3 @@ def _multiply_part(task, part, parts):
         share(vectors, across_cols, col) * wide,
         min(share(vectors, across_cols, col + 1) * wide, cols),
     )
-
-
-@cache
-def native_multiply(element: Any) -> Any:
-    """Return the native kernel for one element type; a task is the words of a `Product`."""
-    first = types.NamedUniTuple(element, len(Epilogue._fields), Epilogue)
-    return native_kernel(_multiply_part, first)

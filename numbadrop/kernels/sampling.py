@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
-import struct
-from functools import cache
+from typing import NamedTuple
 
 import numpy as np
-from numba import types
 
 from numbadrop.address import address_of
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import threads
-from numbadrop.kernels.jit import Kernel, native_kernel
 from numbadrop.kernels.memory import first_of, load, load_index, store, words_behind
+from numbadrop.kernels.task import run_task
 from numbadrop.kernels.windows import Axis, unit
 
 __all__ = ["sample_units"]
 
-_TASK = struct.Struct("@d5q")
+
+class _Keys(NamedTuple):
+    one: float
+    """Of the type of the keys, which are below it."""
 
 
 def _sample_part(task, part, parts):
-    zero = first_of(task)
+    (one,) = first_of(task)
     words = words_behind(task)
     keys, out = load_index(words, 0), load_index(words, 4)
     axis = Axis(8, load_index(words, 2), load_index(words, 1))
@@ -32,15 +31,10 @@ def _sample_part(task, part, parts):
         # Of the units that are not yet decided on, this share is still wanted. Written in any
         # case, and then perhaps over: a branch would be foretold wrongly every other time.
         store(out, unit(axis, i))
-        taken = int(load(zero, keys + i * 8) * (axis.size - i) < left)
+        taken = int(load(one, keys + i * 8) * (axis.size - i) < left)
         out += 8 * taken
         left -= taken
         i += 1
-
-
-@cache
-def _native() -> Kernel:
-    return native_kernel(_sample_part, types.float64)
 
 
 def sample_units(units: IndexSet, keep: int, rng: np.random.Generator) -> IndexSet:
@@ -80,9 +74,8 @@ def sample_units(units: IndexSet, keep: int, rng: np.random.Generator) -> IndexS
         return units
     keys = rng.random(len(units))
     chosen = np.empty(keep, np.int64)
-    task = (ctypes.c_char * _TASK.size)()
-    _TASK.pack_into(
-        task, 0, 0.0, address_of(keys), units.address, len(units), keep, address_of(chosen)
-    )
-    threads.run(_native(), task, parallel=False)
+    run_task(
+        _sample_part, keys.dtype, _Keys(1.0),
+        address_of(keys), units.address, len(units), keep, address_of(chosen), parallel=False,
+    )  # fmt: skip
     return IndexSet._trusted(chosen, units.size)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import struct
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
-from numba import carray, types
+from numba import carray
 from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.address import address_of
-from numbadrop.kernels import threads
 from numbadrop.kernels.arrays import Array, check_matrix, check_real
-from numbadrop.kernels.jit import Kernel, native_kernel
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, store, words_behind
 from numbadrop.kernels.product import share
+from numbadrop.kernels.task import run_task
 
 __all__ = ["cross_entropy", "cross_entropy_gradient"]
 
@@ -54,19 +49,13 @@ def _cross_entropy_part(task, part, parts):
             if gradient != 0:
                 dz[i, j] = power
         if not known:
-            store(words + 6 * 8, 1)
+            store(load_index(words, 6), 1)
         elif losses != 0:
             loss[i] = np.log(total) - (z[i, label] - largest)
         else:
             for j in range(cols):
                 dz[i, j] = dz[i, j] * (factor / total)
             dz[i, label] -= factor
-
-
-@cache
-def _task(dtype: np.dtype[Any]) -> tuple[struct.Struct, Kernel]:
-    first = types.NamedUniTuple(numba.from_dtype(dtype), 1, _Factor)
-    return struct.Struct(f"@{dtype.char}7q"), native_kernel(_cross_entropy_part, first)
 
 
 def _run(logits: ArrayLike, labels: ArrayLike, factor: float, gradient: bool) -> Array:
@@ -76,17 +65,15 @@ def _run(logits: ArrayLike, labels: ArrayLike, factor: float, gradient: bool) ->
     checked = _check_labels(labels, batch, classes)
     factor = check_real("factor", factor)
     out = np.empty(logits.shape if gradient else batch, logits.dtype)
-    layout, kernel = _task(logits.dtype)
-    task = (ctypes.c_char * layout.size)()
+    unknown = np.zeros(1, np.int64)
     to = address_of(out)
-    layout.pack_into(
-        task, 0,
-        factor, batch, classes, address_of(logits), address_of(checked),
-        *((0, to) if gradient else (to, 0)),
-        0,
+    run_task(
+        _cross_entropy_part, logits.dtype, _Factor(factor),
+        batch, classes, address_of(logits), address_of(checked),
+        *((0, to) if gradient else (to, 0)), address_of(unknown),
+        parallel=logits.size >= _SERIAL_BELOW,
     )  # fmt: skip
-    threads.run(kernel, task, logits.size >= _SERIAL_BELOW)
-    if layout.unpack_from(task)[-1]:
+    if unknown[0]:
         at = int(np.argmax((checked < 0) | (checked >= classes)))
         given = np.asarray(labels)[at]
         raise ValueError(f"labels must be in [0, {classes}), labels[{at}] is {given}")

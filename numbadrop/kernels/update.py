@@ -8,19 +8,15 @@ probability in use nearly every cache line of an active row holds an active weig
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
-import numba
 import numpy as np
 from numba import carray
 from numba.extending import overload
 
 from numbadrop.address import address_of
-from numbadrop.kernels import threads
 from numbadrop.kernels.arrays import (
     Array,
     Units,
@@ -36,7 +32,7 @@ from numbadrop.kernels.elements import (
     lanes,
     restore_denormals,
 )
-from numbadrop.kernels.jit import Kernel, inner, native_kernel
+from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     as_pointer,
     first_of,
@@ -46,6 +42,7 @@ from numbadrop.kernels.memory import (
     words_behind,
 )
 from numbadrop.kernels.product import share
+from numbadrop.kernels.task import run_task
 from numbadrop.kernels.windows import (
     Axis,
     find_spread,
@@ -199,16 +196,6 @@ def _update_rows(task, part, parts):
     keep_alive(table_memory)
 
 
-@cache
-def _native_update(hyper: Any, dtype: np.dtype[Any]) -> tuple[struct.Struct, Kernel]:
-    fields = len(hyper._fields)
-    # Hyper-parameters enter in the element type: float64 ones would double the width of all sums.
-    first = numba.types.NamedUniTuple(numba.from_dtype(dtype), fields, hyper)
-    return struct.Struct(f"@{fields}{dtype.char}11q"), native_kernel(
-        _update_part, first, keep_on_disk=hyper.__module__.startswith("numbadrop.")
-    )
-
-
 class BlockUpdate:
     """An optimizer's rule for one parameter; what stays as it is, is checked once.
 
@@ -225,7 +212,7 @@ class BlockUpdate:
         As `update_block`.
     """
 
-    __slots__ = ("_kernel", "_layout", "hyper", "slots", "value")
+    __slots__ = ("hyper", "slots", "value")
 
     def __init__(self, hyper: Any, value: Array, slots: Array) -> None:
         registered = _rules.get(hyper)
@@ -246,10 +233,6 @@ class BlockUpdate:
                 raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
         check_apart("slots", slots, value=value)
         self.hyper, self.value, self.slots = hyper, value, slots
-        self._layout, self._kernel = _native_update(hyper, value.dtype)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BlockUpdate, (self.hyper, self.value, self.slots)
 
     def __call__(self, rule: Any, grad: Array, rows: Units = None, cols: Units = None) -> None:
         """Apply `rule`, of the class `hyper`, to a block; see `update_block`."""
@@ -277,21 +260,21 @@ class BlockUpdate:
         if value.ndim == 2:
             grad_stride = grad.strides[0]
 
-        task = (ctypes.c_char * self._layout.size)()
         try:
-            self._layout.pack_into(
-                task, 0,
-                *rule,
+            # The rule's numbers enter in the dtype of the weights: in float64 they would double the
+            # width of all sums.
+            run_task(
+                _update_part, value.dtype, rule,
                 row_count, col_count, value.shape[-1],
                 row_stride,
                 0 if row_set is None else row_set.address,
                 0 if col_set is None else col_set.address,
                 address_of(value), address_of(slots), slots.strides[0],
                 address_of(grad), grad_stride,
+                parallel=row_count * col_count >= _SERIAL_BELOW,
             )  # fmt: skip
         except struct.error:
             raise TypeError(f"rule must hold real numbers, got {rule}") from None
-        threads.run(self._kernel, task, row_count * col_count >= _SERIAL_BELOW)
 
 
 def _check_like(name: str, array: Array, value: Array) -> None:
@@ -324,6 +307,10 @@ def update_block(
     ValueError
         If a shape, a layout or an index set does not fit, or an array to change is read-only.
         Nothing has been changed then.
+
+    Notes
+    -----
+    On x86, denormal numbers count as zero and results that would be denormal are zero.
 
     See Also
     --------

@@ -38,10 +38,8 @@ def linear(
     b : ndarray, shape (n_out,), optional
     rows, cols : IndexSet, optional
         Input and output units that take part. None: all of them.
-    slope : float
-        Not negative: 0 is ReLU, 1 nothing. The gradient at 0 is that of the negative side.
-    scale : float
-        Positive.
+    slope, scale : float
+        As for `numbadrop.kernels.gathered_linear`. The gradient at 0 is that of the negative side.
 
     Returns
     -------

@@ -21,10 +21,8 @@ def cross_entropy(logits: Array, labels: ArrayLike, reduction: str = "mean") -> 
 
     Parameters
     ----------
-    logits : ndarray of float32 or float64, shape (batch, classes)
-        Any finite values: the largest of each row is subtracted first, so that nothing overflows.
-    labels : array_like of int, shape (batch,)
-        In [0, classes).
+    logits, labels
+        As for `numbadrop.kernels.cross_entropy`.
     reduction : {"mean", "sum"}
         Over the batch.
 

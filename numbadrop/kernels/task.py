@@ -1,0 +1,59 @@
+"""Telling a kernel what to do: a few numbers and many words, in one block of memory."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from numbadrop.kernels import threads
+from numbadrop.kernels.jit import Kernel, native_kernel
+
+__all__ = ["run_task"]
+
+
+@cache
+def _compiled(
+    function: Callable[..., None], first: Any, dtype: np.dtype[Any], words: int
+) -> tuple[struct.Struct, Kernel]:
+    fields = len(first._fields)
+    kind = types.NamedUniTuple(numba.from_dtype(dtype), fields, first)
+    # Of a user's own class, a user's own code may follow.
+    ours = first.__module__.startswith("numbadrop.")
+    layout = struct.Struct(f"@{fields}{dtype.char}{words}q")
+    return layout, native_kernel(function, kind, keep_on_disk=ours)
+
+
+def run_task(
+    function: Callable[..., None], dtype: np.dtype[Any], first: Any, *words: int, parallel: bool
+) -> None:
+    """Run ``function(task, part, parts)``, compiled once for a class and a dtype.
+
+    Parameters
+    ----------
+    function : callable
+        Reads the task with `first_of` and `words_behind`.
+    dtype : numpy.dtype
+        In which the numbers of `first` are handed over, whose type is that of all arithmetic.
+    first : NamedTuple of float
+    *words : int
+        Sizes, strides and addresses. What is at the addresses must live until the return.
+    parallel : bool
+        Whether the crew of threads takes part.
+
+    Raises
+    ------
+    struct.error
+        If `first` holds something else than numbers.
+    """
+    kind: Any = type(first)
+    layout, kernel = _compiled(function, kind, dtype, len(words))
+    task = (ctypes.c_char * layout.size)()
+    layout.pack_into(task, 0, *first, *words)
+    threads.run(kernel, task, parallel)
