@@ -152,9 +152,10 @@ def layers() -> None:
             ("autograd", "tape, one gradient rule per argument", INPUT),
             ("kernels", "gathered products, block update; all of Numba", WEIGHT),
         ],
+        [("index_set", "which units of an axis take part", INPUT)],
         [
-            ("index_set", "which units of an axis take part", INPUT),
-            ("address, errors", "small things for all", MUTED),
+            ("address", "where an array lies", MUTED),
+            ("errors", "what a user is told", MUTED),
         ],
     ]
     left, width, gap, height, step = 1.5, 38, 0.6, 2.6, 3.2

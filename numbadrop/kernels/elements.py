@@ -11,14 +11,11 @@ from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-__all__ = [
-    "MACHINE", "Machine", "bytes_of", "flush_denormals", "itemsize", "lanes", "restore_denormals",
-    "vector_type",
-]  # fmt: skip
+__all__ = ["MACHINE", "Machine", "bytes_of", "itemsize", "lanes", "vector_type"]
 
 
 class Machine(NamedTuple):
@@ -103,48 +100,3 @@ def lanes(typingctx: Any, alpha: Any) -> Any:
         return ir.Constant(ir.IntType(64), vector_type(alpha).count)
 
     return types.int64(alpha), codegen
-
-
-_IS_X86 = llvm.get_process_triple().startswith(("x86_64", "i386", "i686"))
-_FLUSH = 0x8040
-"""In the control word: denormal results become zero, and denormal operands count as zero."""
-
-
-def _control_word(builder: Any, name: str, where: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [where.type])
-    function = builder.module.declare_intrinsic(f"llvm.x86.sse.{name}", (), kind)
-    builder.call(function, [where])
-
-
-@intrinsic
-def flush_denormals(typingctx: Any) -> Any:
-    """Let this thread's denormal numbers be zero, and return how it was before.
-
-    An x86 CPU takes a hundred times as long for an operation on one of them; others do not.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(32)
-        if not _IS_X86:
-            return word(0)
-        where = cgutils.alloca_once(builder, word)
-        _control_word(builder, "stmxcsr", where)
-        before = builder.load(where)
-        builder.store(builder.or_(before, word(_FLUSH)), where)
-        _control_word(builder, "ldmxcsr", where)
-        return before
-
-    return types.int32(), codegen
-
-
-@intrinsic
-def restore_denormals(typingctx: Any, before: Any) -> Any:
-    """Let denormal numbers be what they were before `flush_denormals`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if _IS_X86:
-            where = cgutils.alloca_once_value(builder, args[0])
-            _control_word(builder, "ldmxcsr", where)
-        return context.get_dummy_value()
-
-    return types.void(types.int32), codegen

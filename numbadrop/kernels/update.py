@@ -25,13 +25,8 @@ from numbadrop.kernels.arrays import (
     check_is_array,
     resolve,
 )
-from numbadrop.kernels.elements import (
-    MACHINE,
-    bytes_of,
-    flush_denormals,
-    lanes,
-    restore_denormals,
-)
+from numbadrop.kernels.denormals import flush_denormals, restore_denormals
+from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     as_pointer,
