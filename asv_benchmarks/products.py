@@ -97,10 +97,16 @@ def cell(
 
 @numba.njit(nogil=True)
 def _tiles(alpha, panel, a, c, depth, repeats):
+    places = np.zeros(2 * MACHINE.tile_rows + 1, np.int64)
+    for row in range(MACHINE.tile_rows):
+        places[row] = a + row * depth * 8
+        places[MACHINE.tile_rows + row] = c + row * MACHINE.tile_vectors * MACHINE.vector_bytes
+    at = places.ctypes.data
+    behind = at + 16 * MACHINE.tile_rows
     for _ in range(repeats):
         register_tile(
-            alpha, MACHINE.tile_rows, MACHINE.tile_vectors, depth, a, depth * 8, 8, panel, c,
-            MACHINE.tile_vectors * MACHINE.vector_bytes, False,
+            alpha, MACHINE.tile_rows, MACHINE.tile_vectors, 1, behind, depth,
+            at, 8, panel, at + 8 * MACHINE.tile_rows, places[-1] != 0,
         )  # fmt: skip
 
 

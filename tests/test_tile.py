@@ -20,8 +20,13 @@ from numbadrop.kernels.tile import register_tile
 
 
 @numba.njit
-def run_tile(alpha, rows, vectors, depth, a, a_row, a_depth, b, c, c_row, accumulate):
-    register_tile(alpha, rows, vectors, depth, a, a_row, a_depth, b, c, c_row, accumulate)
+def run_tile(alpha, rows, vectors, runs, run_starts, depth, a, a_depth, b, c, accumulate):
+    register_tile(alpha, rows, vectors, runs, run_starts, depth, a, a_depth, b, c, accumulate)
+
+
+def table(*numbers):
+    """Return int64 numbers whose address a kernel gets."""
+    return np.array(numbers, np.int64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -44,14 +49,40 @@ def test_every_variant(dtype):
         c = around[1:-1, 1:-1]
         if not accumulate:
             c[...] = np.nan
+        a_rows = table(*(row.ctypes.data for row in a))
+        c_rows = table(*(row.ctypes.data for row in c))
+        starts = table(0)
         run_tile(
-            dtype(0), height, vectors, depth,
-            a.ctypes.data, a.strides[0], a.strides[1], b.ctypes.data,
-            c.ctypes.data, c.strides[0], accumulate,
+            dtype(0), height, vectors, 1, starts.ctypes.data, depth,
+            a_rows.ctypes.data, a.strides[1], b.ctypes.data, c_rows.ctypes.data, accumulate,
         )  # fmt: skip
         np.testing.assert_array_equal(
             around, expected, f"{height} x {vectors} vectors, depth {depth}, {accumulate=}"
         )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("runs", [0, 1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+def test_runs_and_rows_that_lie_anywhere(dtype, runs, depth):
+    rng = np.random.default_rng(0)
+    lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
+    height, vectors = MACHINE.tile_rows, MACHINE.tile_vectors
+    image = rng.integers(-9, 10, 500).astype(dtype)
+    rows, starts = rng.permutation(100)[:height] * 3, rng.permutation(30)[:runs] * 5
+    a = image[rows[:, None, None] + starts[:, None] + np.arange(depth)].reshape(height, -1)
+    b = rng.integers(-9, 10, (runs * depth, vectors * lanes)).astype(dtype)
+    c = np.full((2 * height, vectors * lanes), np.nan, dtype)
+    places = rng.permutation(2 * height)[:height]
+    a_rows = image.ctypes.data + rows * image.itemsize
+    c_rows = c.ctypes.data + places * c.strides[0]
+    starts = starts * image.itemsize
+    run_tile(
+        dtype(0), height, vectors, runs, starts.ctypes.data, depth,
+        a_rows.ctypes.data, image.itemsize, b.ctypes.data, c_rows.ctypes.data, False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(c[places], a @ b)
+    assert np.isnan(np.delete(c, places, axis=0)).all()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -65,9 +96,12 @@ from test_tile import run_tile
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 memory = np.zeros(100_000, np.float32)
 a, b, c = (memory[start:].ctypes.data for start in (0, 20_000, 60_000))
+a_rows, c_rows = a + 64 * np.arange(9), c + 1024 * np.arange(9)
+starts = np.zeros(1, np.int64)
 
 def run(rows, vectors):
-    run_tile(np.float32(0), rows, vectors, 1, a, 64, 4, b, c, 1024, False)
+    places = [array.ctypes.data for array in (starts, a_rows, c_rows)]
+    run_tile(np.float32(0), rows, vectors, 1, places[0], 1, places[1], 4, b, places[2], False)
 
 run(1, 1)
 high, wide = MACHINE.tile_rows, MACHINE.tile_vectors

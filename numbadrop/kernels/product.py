@@ -97,11 +97,18 @@ def share(total, parts, number):
 
 
 @inner
-def _finish_tile(epilogue, tile, pitch, rows, columns, bias):
-    """Apply the epilogue to a tile where it lies; `bias` is an array."""
+def list_rows(table, address, pitch, rows):
+    """Write down where so many rows begin, `pitch` bytes apart."""
+    for i in range(rows):
+        store(table + i * 8, address + i * pitch)
+
+
+@inner
+def finish_tile(epilogue, places, rows, columns, bias):
+    """Apply the epilogue to the rows of a tile at the listed places; `bias` is an array."""
     slope, scale = epilogue.slope, epilogue.scale
     for i in range(rows):
-        row = carray(as_pointer(scale, tile + i * pitch), columns)
+        row = carray(as_pointer(scale, load_index(places, i)), columns)
         for j in range(columns):
             value = row[j] + bias[j]
             low = slope * value
@@ -186,6 +193,11 @@ def multiply(product, i_first, i_last, j_first, j_last):
     edge_row = width * size
     edge_memory = np.empty(MACHINE.tile_rows * edge_row + _CACHE_LINE, np.uint8)
     edge = _align(edge_memory.ctypes.data, _CACHE_LINE)
+    # Where the rows of a tile begin, in A and in C; and the start of the one run of the depth.
+    places_memory = np.zeros(2 * MACHINE.tile_rows + 1, np.int64)
+    a_places = places_memory.ctypes.data
+    c_places = a_places + 8 * MACHINE.tile_rows
+    one_run = c_places + 8 * MACHINE.tile_rows
     bias = np.full(width, alpha)  # of the type of alpha
     bias[:] = 0
 
@@ -273,13 +285,14 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         _prefetch_spread(spread_start, high, registers, work.table)
                     elif begun:
                         _read_tile(alpha, target, target_row, high, filled, c, i0, j0)
+                    list_rows(a_places, a_tile, a_block.row, high)
+                    list_rows(c_places, target, target_row, high)
                     register_tile(
-                        alpha, high, thick, deep,
-                        a_tile, a_block.row, a_block.depth,
-                        panel, target, target_row, begun,
+                        alpha, high, thick, 1, one_run, deep,
+                        a_places, a_block.depth, panel, c_places, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
-                        _finish_tile(epilogue, target, target_row, high, thick * wide, bias)
+                        finish_tile(epilogue, c_places, high, thick * wide, bias)
                     if registers > 0:
                         add_spread(
                             alpha, spread_start, high, target, target_row, registers, work.table
@@ -287,6 +300,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     elif not in_place:
                         _write_tile(alpha, target, target_row, high, filled, c, i0, j0, scatter)
     keep_alive(a_copy_memory)
+    keep_alive(places_memory)
     keep_alive(work_memory)
     keep_alive(panel_memory)
     keep_alive(edge_memory)

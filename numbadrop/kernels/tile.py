@@ -4,6 +4,9 @@
 whole vectors of columns, with every partial sum in a register for the whole depth. A is read
 where it lies, one broadcast load for each element; B is a packed panel; C is written once.
 
+Rows of A and C may lie anywhere. The depth of A comes in runs, which may lie anywhere too, the same
+for all rows: a matrix is one run, the patches of an image have one for each row of the kernel.
+
 Every height from 1 to `MACHINE.tile_rows` and every width from 1 to `MACHINE.tile_vectors` is a
 function of its own, so that no product is ever computed for rows that are not there.
 """
@@ -32,12 +35,13 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
     if name in module.globals:
         return module.globals[name]
     signature = ir.FunctionType(
-        ir.VoidType(), [_I64, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, ir.IntType(1)]
+        ir.VoidType(),
+        [_I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _POINTER, ir.IntType(1)],
     )
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    depth, a, a_row, a_depth, b, c, c_row, accumulate = function.args
+    runs, run_starts, depth, a_table, a_depth, b, c_table, accumulate = function.args
 
     size = itemsize(element)
     vector = vector_type(element)
@@ -48,32 +52,41 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
         ir.FunctionType(vector, [vector, vector, vector]),
     )
     zero = ir.Constant(vector, None)
-    zero_index = ir.Constant(_I64, 0)
     lanes_of_zero = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
 
-    entry = ir.IRBuilder(function.append_basic_block("entry"))
-    head = ir.IRBuilder(function.append_basic_block("head"))
-    body = ir.IRBuilder(function.append_basic_block("body"))
-    tail_head = ir.IRBuilder(function.append_basic_block("tail_head"))
-    tail = ir.IRBuilder(function.append_basic_block("tail"))
-    leave = ir.IRBuilder(function.append_basic_block("leave"))
-    resume = ir.IRBuilder(function.append_basic_block("accumulate"))
-    begin = ir.IRBuilder(function.append_basic_block("overwrite"))
+    def block(name: str) -> ir.IRBuilder:
+        return ir.IRBuilder(function.append_basic_block(name))
+
+    entry, run, begin_run, head, body, tail_head, tail, end_run = map(
+        block, ("entry", "run", "begin_run", "head", "body", "tail_head", "tail", "end_run")
+    )
+    leave, resume, begin = map(block, ("leave", "accumulate", "overwrite"))
 
     def at(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
         if isinstance(offset, int):
             offset = ir.Constant(_I64, offset)
         return builder.gep(base, [offset], source_etype=byte)
 
-    a_rows = [at(entry, a, entry.mul(a_row, ir.Constant(_I64, r))) for r in range(rows)]
-    c_rows = [at(entry, c, entry.mul(c_row, ir.Constant(_I64, r))) for r in range(rows)]
+    def listed(builder: ir.IRBuilder, table: ir.Value, position: Any, kind: Any) -> ir.Value:
+        where = builder.gep(table, [position], source_etype=_I64)
+        return builder.load(where, typ=kind, align=8)
+
+    a_rows = [listed(entry, a_table, _I64(r), _POINTER) for r in range(rows)]
+    c_rows = [listed(entry, c_table, _I64(r), _POINTER) for r in range(rows)]
     tiles = [(r, v) for r in range(rows) for v in range(vectors)]
     c_at = {(r, v): at(entry, c_rows[r], v * MACHINE.vector_bytes) for r, v in tiles}
     whole = entry.sub(depth, entry.urem(depth, ir.Constant(_I64, _UNROLL)))
     # C comes into the cache while the sums are made, and is not waited for before or after.
     for t in tiles:
         emit_prefetch(entry, c_at[t])
-    entry.branch(head.block)
+    entry.branch(run.block)
+
+    # LLVM would keep one more pointer a row for each step of the unrolled loop, and run out of
+    # registers. What comes out of an empty piece of assembly it does not take apart.
+    same = ir.InlineAsm(ir.FunctionType(_I64, [_I64]), "", "=r,0")
+
+    def opaque(builder: ir.IRBuilder, number: Any) -> Any:
+        return builder.call(same, [number])
 
     def carried(builder: ir.IRBuilder, kind: Any, *incoming: Any) -> Any:
         phi = builder.phi(kind)
@@ -90,7 +103,7 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
             ]
             for r in range(rows):
                 scalar = builder.load(
-                    at(builder, a_rows[r], a_offset), typ=vector.element, align=size
+                    at(builder, a_run[r], a_offset), typ=vector.element, align=size
                 )
                 single = builder.insert_element(
                     ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
@@ -98,21 +111,19 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
                 spread = builder.shuffle_vector(single, single, lanes_of_zero)
                 for v in range(vectors):
                     sums[r, v] = builder.call(fma, [spread, row[v], sums[r, v]])
-            a_offset = builder.add(a_offset, a_depth)
+            a_offset = opaque(builder, builder.add(a_offset, a_depth))
             b_at = at(builder, b_at, vectors * MACHINE.vector_bytes)
         return sums, a_offset, b_at
 
     def loop(
-        head: ir.IRBuilder, body: ir.IRBuilder, after: ir.Block, limit: Any, times: int, start: Any
-    ) -> Any:
-        """Run `step` until the depth done reaches `limit`; `start`: (block, state) incoming."""
-        done = carried(head, _I64, *[(state[0], block) for block, state in start])
-        a_offset = carried(head, _I64, *[(state[1], block) for block, state in start])
-        b_at = carried(head, _POINTER, *[(state[2], block) for block, state in start])
-        sums = {
-            t: carried(head, vector, *[(state[3][t], block) for block, state in start])
-            for t in tiles
-        }
+        head: ir.IRBuilder, body: ir.IRBuilder, after: ir.Block, limit: Any, times: int,
+        before: ir.Block, state: Any,
+    ) -> Any:  # fmt: skip
+        """Run `step` until the depth done reaches `limit`; `state` comes from block `before`."""
+        done = carried(head, _I64, (state[0], before))
+        a_offset = carried(head, _I64, (state[1], before))
+        b_at = carried(head, _POINTER, (state[2], before))
+        sums = {t: carried(head, vector, (state[3][t], before)) for t in tiles}
         head.cbranch(head.icmp_unsigned("<", done, limit), body.block, after)
         new_sums, new_a, new_b = step(body, dict(sums), a_offset, b_at, times)
         done.add_incoming(body.add(done, ir.Constant(_I64, times)), body.block)
@@ -123,11 +134,23 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
         body.branch(head.block)
         return done, a_offset, b_at, sums
 
+    number = carried(run, _I64, (_I64(0), entry.block))
+    b_run = carried(run, _POINTER, (b, entry.block))
+    sums = {t: carried(run, vector, (zero, entry.block)) for t in tiles}
+    run.cbranch(run.icmp_unsigned("<", number, runs), begin_run.block, leave.block)
+    start = listed(begin_run, run_starts, number, _I64)
+    a_run = [at(begin_run, a_rows[r], start) for r in range(rows)]
+    begin_run.branch(head.block)
     state = loop(
         head, body, tail_head.block, whole, _UNROLL,
-        [(entry.block, (zero_index, zero_index, b, dict.fromkeys(tiles, zero)))],
+        begin_run.block, (_I64(0), _I64(0), b_run, sums),
     )  # fmt: skip
-    *_, sums = loop(tail_head, tail, leave.block, depth, 1, [(head.block, state)])
+    *_, b_end, new_sums = loop(tail_head, tail, end_run.block, depth, 1, head.block, state)
+    number.add_incoming(end_run.add(number, _I64(1)), end_run.block)
+    b_run.add_incoming(b_end, end_run.block)
+    for t in tiles:
+        sums[t].add_incoming(new_sums[t], end_run.block)
+    end_run.branch(run.block)
     leave.cbranch(accumulate, resume.block, begin.block)
     for t in tiles:
         before = resume.load(c_at[t], typ=vector, align=size)
@@ -140,21 +163,24 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
 
 @intrinsic
 def register_tile(
-    typingctx: Any, alpha: Any, rows: Any, vectors: Any, depth: Any, a: Any, a_row: Any,
-    a_depth: Any, b: Any, c: Any, c_row: Any, accumulate: Any,
+    typingctx: Any, alpha: Any, rows: Any, vectors: Any, runs: Any, run_starts: Any, depth: Any,
+    a_rows: Any, a_depth: Any, b: Any, c_rows: Any, accumulate: Any,
 ) -> Any:  # fmt: skip
     """Multiply `rows` rows of A by a packed panel of `vectors` vectors, into C.
 
-    `alpha` gives the element type alone. Addresses and strides are in bytes. A height or width
-    that was not generated ends the process at once: it must never be skipped in silence.
+    `alpha` gives the element type alone. Element k of run n of row r of A lies at
+    ``a_rows[r] + run_starts[n] + k a_depth``, k in ``[0, depth)``; row r of C begins at
+    ``c_rows[r]``. `a_rows`, `run_starts` and `c_rows` are addresses of arrays of int64; all of this
+    is in bytes. A height or width that was not generated ends the process at once: it must never
+    be skipped in silence.
     """
     i64 = types.int64
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, rows, vectors, depth, a, a_row, a_depth, b, c, c_row, accumulate = args
+        _, rows, vectors, runs, run_starts, depth, a_rows, a_depth, b, c_rows, accumulate = args
         arguments = [
-            depth, pointer(builder, a), a_row, a_depth, pointer(builder, b),
-            pointer(builder, c), c_row, accumulate,
+            runs, pointer(builder, run_starts), depth, pointer(builder, a_rows), a_depth,
+            pointer(builder, b), pointer(builder, c_rows), accumulate,
         ]  # fmt: skip
         # Each in a half of the word, so that no other height and width give the same number.
         number = builder.xor(builder.shl(rows, _I64(32)), vectors)
