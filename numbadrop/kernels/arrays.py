@@ -112,7 +112,7 @@ def check_apart(name: str, array: Array, **others: Array) -> None:
 
 
 def check_out(
-    out: Array, shape: tuple[int, int] | None, dtype: np.dtype[Any], **inputs: Array
+    out: Array, shape: tuple[int, ...] | None, dtype: np.dtype[Any], **inputs: Array
 ) -> None:
     """Refuse an `out` that cannot be written, does not fit, or overlaps an input or itself.
 

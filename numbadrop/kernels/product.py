@@ -40,9 +40,12 @@ from numbadrop.kernels.windows import (
     unit,
 )
 
-__all__ = ["Epilogue", "Product", "Strided", "multiply", "multiply_part", "share"]
+__all__ = [
+    "CACHE_LINE", "Epilogue", "Product", "Strided", "align", "finish_tile", "list_bias",
+    "list_rows", "multiply", "multiply_part", "read_matrix", "share",
+]  # fmt: skip
 
-_CACHE_LINE = 64
+CACHE_LINE = 64
 _DEPTH_BLOCK = 512
 """The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
 _GROUP_BYTES = 1 << 20
@@ -86,7 +89,8 @@ class Product(NamedTuple):
 
 
 @inner
-def _align(address, step):
+def align(address, step):
+    """Return the first multiple of `step` that is not below `address`."""
     return (address + step - 1) // step * step
 
 
@@ -104,9 +108,18 @@ def list_rows(table, address, pitch, rows):
 
 
 @inner
+def list_bias(alpha, listed, bias, cols, first, count):
+    """Bring the biases of `count` kept columns side by side."""
+    size = bytes_of(alpha)
+    for j in range(count):
+        store(listed + j * size, load(alpha, bias + unit(cols, first + j) * size))
+
+
+@inner
 def finish_tile(epilogue, places, rows, columns, bias):
-    """Apply the epilogue to the rows of a tile at the listed places; `bias` is an array."""
+    """Apply the epilogue to the rows of a tile at the listed places, `bias` to its columns."""
     slope, scale = epilogue.slope, epilogue.scale
+    bias = carray(as_pointer(scale, bias), columns)
     for i in range(rows):
         row = carray(as_pointer(scale, load_index(places, i)), columns)
         for j in range(columns):
@@ -186,20 +199,20 @@ def multiply(product, i_first, i_last, j_first, j_last):
     work_memory = np.zeros(workspace_bytes(), np.uint8)
     work = workspace(work_memory.ctypes.data)
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
-    panel_memory = np.empty((block + wide) * width * size + _CACHE_LINE, np.uint8)
-    panel = _align(panel_memory.ctypes.data, _CACHE_LINE)
+    panel_memory = np.empty((block + wide) * width * size + CACHE_LINE, np.uint8)
+    panel = align(panel_memory.ctypes.data, CACHE_LINE)
     # A tile of whole registers goes to a dense C directly; all others pass through `edge`.
     direct = not scatter and c.cols.stride == size and c.cols.indices == 0 and c.rows.indices == 0
     edge_row = width * size
-    edge_memory = np.empty(MACHINE.tile_rows * edge_row + _CACHE_LINE, np.uint8)
-    edge = _align(edge_memory.ctypes.data, _CACHE_LINE)
+    edge_memory = np.empty(MACHINE.tile_rows * edge_row + CACHE_LINE, np.uint8)
+    edge = align(edge_memory.ctypes.data, CACHE_LINE)
     # Where the rows of a tile begin, in A and in C; and the start of the one run of the depth.
     places_memory = np.zeros(2 * MACHINE.tile_rows + 1, np.int64)
     a_places = places_memory.ctypes.data
     c_places = a_places + 8 * MACHINE.tile_rows
     one_run = c_places + 8 * MACHINE.tile_rows
-    bias = np.full(width, alpha)  # of the type of alpha
-    bias[:] = 0
+    bias_memory = np.zeros(width * size, np.uint8)
+    bias = bias_memory.ctypes.data
 
     vectors = (columns + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
@@ -210,18 +223,18 @@ def multiply(product, i_first, i_last, j_first, j_last):
     # What a register holds too much the next row overwrites, unless a row takes several registers.
     strip_row = MACHINE.tile_rows * size
     if strip_row > MACHINE.vector_bytes:
-        strip_row = _align(strip_row, MACHINE.vector_bytes)
+        strip_row = align(strip_row, MACHINE.vector_bytes)
     # Rows that are far apart share few sets of a cache, and would push each other out of it.
     copied = (
         a.depth == size and rows * block * size >= _COPY_FROM_BYTES and panels >= _COPY_FROM_PANELS
     )
-    copy_row = block * size + _CACHE_LINE
+    copy_row = block * size + CACHE_LINE
     most_rows = rows // groups + 1 + MACHINE.tile_rows
     a_copy_bytes = most_rows * copy_row if copied else 0
     if packed:
         a_copy_bytes = (most_rows // MACHINE.tile_rows + 1) * block * strip_row
-    a_copy_memory = np.empty(a_copy_bytes + MACHINE.vector_bytes + _CACHE_LINE, np.uint8)
-    a_copy = _align(a_copy_memory.ctypes.data, _CACHE_LINE)
+    a_copy_memory = np.empty(a_copy_bytes + MACHINE.vector_bytes + CACHE_LINE, np.uint8)
+    a_copy = align(a_copy_memory.ctypes.data, CACHE_LINE)
 
     # Loop 1: rows of A and C, a group at a time.
     for group in range(groups):
@@ -256,8 +269,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 filled = min(thick * wide, j_last - j0)
                 in_place = direct and filled == thick * wide
                 if product.bias != 0:
-                    for j in range(filled):
-                        bias[j] = load(alpha, product.bias + unit(b.cols, j0 + j) * size)
+                    list_bias(alpha, bias, product.bias, b.cols, j0, filled)
                 pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
                 # Where the columns of C are dense, a tile is added to it a register at a time, from
                 # the beginning of a cache line on, if rows begin there.
@@ -304,6 +316,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     keep_alive(work_memory)
     keep_alive(panel_memory)
     keep_alive(edge_memory)
+    keep_alive(bias_memory)
 
 
 @inner
@@ -330,7 +343,8 @@ def _read_axis(words, at):
 
 
 @inner
-def _read_matrix(words, at):
+def read_matrix(words, at):
+    """Read a `Matrix` of 7 words of a task."""
     return Matrix(load_index(words, at), _read_axis(words, at + 1), _read_axis(words, at + 4))
 
 
@@ -344,8 +358,8 @@ def multiply_part(task, part, parts):
         epilogue, load_index(words, 0), rows, cols, load_index(words, 3),
         load_index(words, 4) != 0,
         Strided(load_index(words, 5), load_index(words, 6), load_index(words, 7)),
-        _read_matrix(words, 8),
-        _read_matrix(words, 15),
+        read_matrix(words, 8),
+        read_matrix(words, 15),
     )  # fmt: skip
     wide = lanes(epilogue.scale)
     vectors = (cols + wide - 1) // wide

@@ -118,3 +118,107 @@ def update_block(
     row_index, col_index = _block(value.shape, rows, cols)
     for i, row in enumerate(row_index.ravel()):
         element_rule(rule, value[row], slots[:, row], col_index.ravel(), grad[i])
+
+
+def _taps(
+    size: tuple[int, ...], kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any
+) -> Any:
+    """Yield each tap of a kernel, the outputs that it takes part in, and their pixels."""
+    axes = []
+    for n, k, s, p, d in zip(
+        size, kernel, *(np.broadcast_to(v, 2) for v in (stride, padding, dilation)), strict=True
+    ):
+        outputs = np.arange((n + 2 * p - d * (k - 1) - 1) // s + 1)
+        axes.append([(outputs, outputs * s + tap * d - p) for tap in range(k)])
+    for i, (out_y, y) in enumerate(axes[0]):
+        for j, (out_x, x) in enumerate(axes[1]):
+            in_y, in_x = (y >= 0) & (y < size[0]), (x >= 0) & (x < size[1])
+            yield (i, j), np.ix_(out_y[in_y], out_x[in_x]), np.ix_(y[in_y], x[in_x])
+
+
+def gathered_conv2d(
+    x: Array,
+    w: Array,
+    in_channels: Any = None,
+    out_channels: Any = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    bias: Any = None,
+    slope: float = 1.0,
+    scale: float = 1.0,
+) -> Array:
+    """y[b, p, o] = scale rectify(bias[o] + sum_tc x[b, p + t, c] w[t, c, o]), with zeros around."""
+    kept = w[..., *_block(w.shape[2:], in_channels, out_channels)]
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(
+            x.shape[1:3],
+            w.shape[:2],
+            *(np.broadcast_to(v, 2) for v in (stride, padding, dilation)),
+            strict=True,
+        )
+    ]
+    v = np.zeros((len(x), *size, kept.shape[3]), w.dtype)
+    for tap, outputs, pixels in _taps(x.shape[1:3], w.shape[:2], stride, padding, dilation):
+        v[:, *outputs] += x[:, *pixels] @ kept[tap]
+    if bias is not None:
+        v += bias[_block(bias.shape, out_channels)]
+    low = np.where(v < 0, 0, v) if slope == 0 else slope * v
+    return scale * np.where(v > 0, v, low)
+
+
+def gathered_conv2d_t(
+    g: Array,
+    w: Array,
+    in_channels: Any = None,
+    out_channels: Any = None,
+    *,
+    input_size: tuple[int, int],
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+) -> Array:
+    """dx[b, p + t, c] = sum_to g[b, p, o] w[t, c, o]."""
+    kept = w[..., *_block(w.shape[2:], in_channels, out_channels)]
+    dx = np.zeros((len(g), *input_size, kept.shape[2]), w.dtype)
+    for tap, outputs, pixels in _taps(input_size, w.shape[:2], stride, padding, dilation):
+        dx[:, *pixels] += g[:, *outputs] @ kept[tap].T
+    return dx
+
+
+def conv2d_at(
+    x: Array,
+    g: Array,
+    *,
+    kernel_size: tuple[int, int],
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+) -> Array:
+    """dw[t, c, o] = sum_bp x[b, p + t, c] g[b, p, o]."""
+    dw = np.zeros((*kernel_size, x.shape[3], g.shape[3]), x.dtype)
+    for tap, outputs, pixels in _taps(x.shape[1:3], kernel_size, stride, padding, dilation):
+        dw[tap] = np.tensordot(x[:, *pixels], g[:, *outputs], ((0, 1, 2), (0, 1, 2)))
+    return dw
+
+
+def scatter_conv2d(
+    x: Array,
+    g: Array,
+    in_channels: Any = None,
+    out_channels: Any = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    out: Array,
+    alpha: float = 1.0,
+) -> Array:
+    """out[t, c, o] += alpha sum_bp x[b, p + t, c] g[b, p, o]."""
+    where = (..., *_block(out.shape[2:], in_channels, out_channels))
+    out[where] += alpha * conv2d_at(
+        x, g, kernel_size=out.shape[:2], stride=stride, padding=padding, dilation=dilation
+    )
+    return out

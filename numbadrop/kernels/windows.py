@@ -204,7 +204,8 @@ def find_gather(alpha, axis, first, last, table):
     """Find windows that bring the kept units [first, last) of an axis side by side.
 
     Return how many registers they fill. No more windows are needed than there are units. Lanes
-    behind the last unit get that unit again.
+    behind the last unit get that unit again. Units that do not ascend are right, too, but share no
+    window.
     """
     wide = lanes(alpha)
     per_unit = WORDS // wide
@@ -225,7 +226,7 @@ def find_gather(alpha, axis, first, last, table):
             row = table.positions + window * MACHINE.vector_bytes
             for unused in range(word):
                 store(row + unused * 4, np.int32(0))
-            while at < end and unit(axis, at) < start + reach:
+            while at < end and start <= unit(axis, at) < start + reach:
                 for half in range(per_unit):
                     position = (unit(axis, at) - start) * per_unit + half
                     store(row + word * 4, np.int32(position))

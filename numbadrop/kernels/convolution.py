@@ -1,0 +1,483 @@
+"""Gathered convolutions: forward, input gradient and weight gradient, from and to kept channels.
+
+Images are compact (batch, height, width, channels): they hold the kept channels alone, channels
+last. Weights are (kernel height, kernel width, in, out), and other channels of theirs are not read.
+What runs is the product of `product` and `patches`; these doors say where the taps of the kernel
+lie. Groups are not here: a group is an index set of its own, and depthwise convolution leaves a
+register tile nothing to share.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numbadrop.address import address_of
+from numbadrop.index_set import IndexSet
+from numbadrop.kernels.arrays import (
+    Array,
+    Units,
+    check_apart,
+    check_dtype,
+    check_is_array,
+    check_out,
+    check_real,
+    check_rectifier,
+    check_same_dtype,
+    check_units,
+    resolve,
+)
+from numbadrop.kernels.patches import convolve_part, correlate_part
+from numbadrop.kernels.product import Epilogue
+from numbadrop.kernels.task import run_task
+
+__all__ = [
+    "Pair",
+    "conv2d_at",
+    "conv2d_size",
+    "gathered_conv2d",
+    "gathered_conv2d_t",
+    "scatter_conv2d",
+]
+
+Pair = int | tuple[int, int]
+"""A number for the height and one for the width, or one for both."""
+
+_SERIAL_BELOW = 200_000
+
+
+class _Factor(NamedTuple):
+    factor: float
+
+
+class _Geometry(NamedTuple):
+    """Kernel, stride, padding and dilation of a convolution along one axis."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    def out_size(self, size: int) -> int:
+        return (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def forward(self, size: int) -> _Taps:
+        """Return where the patches of all outputs lie among `size` inputs."""
+        places = [(tap * self.dilation - self.padding, tap) for tap in range(self.kernel)]
+        return _Taps(0, 1, self.out_size(size), self.stride, places)
+
+    def backward(self, size: int) -> Iterator[_Taps]:
+        """Yield where the patches of `size` inputs lie among the outputs.
+
+        Inputs a stride apart are reached by the same taps.
+        """
+        for first in range(min(self.stride, size)):
+            places = []
+            for tap in reversed(range(self.kernel)):
+                place, rest = divmod(first + self.padding - tap * self.dilation, self.stride)
+                if rest == 0:
+                    places.append((place, tap))
+            yield _Taps(first, self.stride, len(range(first, size, self.stride)), 1, places)
+
+
+class _Taps(NamedTuple):
+    """Which taps of a kernel meet what, along one axis."""
+
+    target: int
+    """The first element that is computed, the distance of the others, and their number."""
+    target_step: int
+    count: int
+    step: int
+    """From the patch of one element to that of the next."""
+    places: list[tuple[int, int]]
+    """Where each tap of the first element's patch lies, ascending, and which it is."""
+
+    @property
+    def first(self) -> int:
+        return self.places[0][0] if self.places else 0
+
+    @property
+    def reach(self) -> int:
+        return self.places[-1][0] - self.first if self.places else 0
+
+
+def conv2d_size(
+    size: tuple[int, int],
+    kernel_size: Pair,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+) -> tuple[int, int]:
+    """Return height and width of what a convolution makes of an image of this size.
+
+    Raises
+    ------
+    ValueError
+        If the geometry is impossible, such as a kernel that is larger than the padded image.
+
+    Examples
+    --------
+    >>> conv2d_size((32, 32), 3, stride=2, padding=1)
+    (16, 16)
+    """
+    axes = _geometry(_pair("kernel_size", kernel_size, 1), stride, padding, dilation)
+    return _out_size(axes, size)
+
+
+def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
+    """Return a number for each of the two axes."""
+    both = value if isinstance(value, tuple | list) else (value, value)
+    try:
+        down, along = map(operator.index, both)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}") from None
+    if min(down, along) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return down, along
+
+
+def _geometry(
+    kernel: tuple[int, int], stride: Pair, padding: Pair, dilation: Pair
+) -> tuple[_Geometry, _Geometry]:
+    strides, paddings = _pair("stride", stride, 1), _pair("padding", padding, 0)
+    down, along = zip(kernel, strides, paddings, _pair("dilation", dilation, 1), strict=True)
+    return _Geometry(*down), _Geometry(*along)
+
+
+def _out_size(axes: tuple[_Geometry, _Geometry], size: tuple[int, ...]) -> tuple[int, int]:
+    for name, axis, length in zip(("height", "width"), axes, size, strict=True):
+        if axis.out_size(length) < 1:
+            raise ValueError(
+                f"the kernel is larger than the padded image: {name} {length} with padding "
+                f"{axis.padding} on both sides, kernel size {axis.kernel} with dilation "
+                f"{axis.dilation}"
+            )
+    return axes[0].out_size(size[0]), axes[1].out_size(size[1])
+
+
+def _check_images(name: str, images: ArrayLike) -> Array:
+    """Return dense and aligned images."""
+    array = np.asarray(images)
+    if array.ndim != 4:
+        raise ValueError(
+            f"{name} must have shape (batch, height, width, channels), got {array.shape}"
+        )
+    check_dtype(name, array)
+    array = np.ascontiguousarray(array)
+    return array if array.flags.aligned else array.copy()
+
+
+def _check_weights(w: ArrayLike) -> Array:
+    array = np.asarray(w)
+    if array.ndim != 4 or 0 in array.shape[:2]:
+        raise ValueError(
+            f"w must have shape (kernel height, kernel width, in, out), got {array.shape}"
+        )
+    check_dtype("w", array)
+    array = np.ascontiguousarray(array)
+    return array if array.flags.aligned else array.copy()
+
+
+def _indices(units: IndexSet | None, size: int) -> NDArray[np.int64]:
+    return np.arange(size) if units is None else units.indices
+
+
+def _patches(
+    images: Array, down: _Taps, along: _Taps, merge: bool
+) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
+    """Describe patches to a kernel.
+
+    Taps of a row that lie side by side are one run if `merge`.
+
+    Returns
+    -------
+    words : list of int
+        A `patches.Patches`.
+    runs : ndarray of int64, shape (runs, 2)
+        To be kept until the kernel has run.
+    order : ndarray of int64, shape (taps, 2)
+        Rows and columns of the kernel's taps, in the order of the depth.
+    """
+    rows = [(place - down.first, tap) for place, tap in down.places]
+    cols = [(place - along.first, tap) for place, tap in along.places]
+    order = np.array([(i, j) for _, i in rows for _, j in cols], np.int64).reshape(-1, 2)
+    run_pixels = 1
+    if merge and cols and along.reach == len(cols) - 1:
+        run_pixels, cols = len(cols), cols[:1]
+    runs = np.array([(y, x) for y, _ in rows for x, _ in cols], np.int64).reshape(-1, 2)
+    batch, height, width, channels = images.shape
+    words = [
+        address_of(images), batch, height, width, channels,
+        down.count, along.count, down.step, along.step, down.first, along.first,
+        down.reach, along.reach, len(runs), run_pixels, address_of(runs),
+    ]  # fmt: skip
+    return words, runs, order
+
+
+def _convolve(
+    images: Array, down: _Taps, along: _Taps, w: Array, transposed: bool,
+    depth_units: IndexSet | None, col_units: IndexSet | None, out: Array,
+    epilogue: Epilogue = Epilogue(1.0, 1.0), bias: Array | None = None,  # noqa: B008
+) -> None:  # fmt: skip
+    """Compute the elements of `out` that `down` and `along` name, all columns of them."""
+    words, runs, order = _patches(images, down, along, merge=True)
+    kernel_height, kernel_width, n_in, n_out = w.shape
+    taps = order @ (kernel_width, 1)
+    depth_size, depth_step = (n_out, n_in * n_out) if transposed else (n_in, n_in)
+    units = _indices(depth_units, depth_size)
+    depth = (taps[:, None] * depth_step + units).ravel()
+    row_stride, col_stride = w.strides[2:]
+    cols = n_out
+    if transposed:
+        row_stride, col_stride, cols = col_stride, row_stride, n_in
+    # Along the depth lie the weights of one tap behind those of another. Of the last tap there
+    # are no more than its own.
+    depth_axis = (kernel_height * kernel_width - 1) * depth_step + depth_size
+    count = out.shape[3]
+    target = out[:, down.target :: down.target_step, along.target :: along.target_step]
+    image, line, pixel, _ = target.strides
+    run_task(
+        convolve_part, out.dtype, epilogue,
+        *words, 0 if bias is None else address_of(bias), count,
+        address_of(w),
+        row_stride, depth_axis, address_of(depth),
+        col_stride, cols, 0 if col_units is None else col_units.address,
+        target.ctypes.data, image, line, pixel,
+        parallel=len(images) * down.count * along.count * len(depth) * count >= _SERIAL_BELOW,
+    )  # fmt: skip
+
+
+def _dense_pixels(out: Array) -> Array:
+    """Return `out`, or a new array if its channels do not lie side by side."""
+    return out if out.strides[3] == out.itemsize else np.empty_like(out, order="C")
+
+
+def gathered_conv2d(
+    x: ArrayLike,
+    w: ArrayLike,
+    in_channels: Units = None,
+    out_channels: Units = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    bias: ArrayLike | None = None,
+    slope: float = 1.0,
+    scale: float = 1.0,
+    out: Array | None = None,
+) -> Array:
+    """Convolve images of the kept channels to the wanted channels (a cross-correlation).
+
+    ``v[b, y, x, o] = bias[out_channels[o]] + sum_ijc image[b, y stride + i dilation - padding,
+    x stride + j dilation - padding, c] w[i, j, in_channels[c], out_channels[o]]``, with zeros
+    around the image, and of that ``scale rectify(v)``, where ``rectify(v) = v if v > 0 else slope
+    v`` (Graham et al. 2015, arXiv:1502.02478, section 4).
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, shape (batch, height, width, len(in_channels))
+        Copied unless it is C-contiguous.
+    w : array_like of the same dtype, shape (kernel height, kernel width, n_in, n_out)
+        The same.
+    in_channels, out_channels : IndexSet, array_like of int or bool, or None
+        The channels that take part: ascending and unique, or a boolean mask; None means all.
+    stride, padding, dilation : int or pair of int
+        For height and width.
+    bias : array_like of the same dtype, shape (n_out,), optional
+    slope, scale : float
+        As for `gathered_linear`.
+    out : ndarray of the same dtype, shape (batch, height', width', len(out_channels)), optional
+        Written to, and returned. It must not overlap an input.
+
+    Returns
+    -------
+    ndarray, shape (batch, height', width', len(out_channels))
+        Sizes as `conv2d_size` says.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is not float32 or float64, or dtypes differ, or a number is not an integer.
+    ValueError
+        If a shape does not fit, the geometry is impossible, an index set is empty, unsorted,
+        repeated or out of range, or `out` is read-only or overlaps an input. Nothing has been
+        written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import gathered_conv2d
+    >>> image, w = np.ones((1, 3, 3, 1)), np.ones((3, 3, 2, 2))
+    >>> gathered_conv2d(image, w, [1], [0], padding=1)[0, :, :, 0]
+    array([[4., 6., 4.],
+           [6., 9., 6.],
+           [4., 6., 4.]])
+    """
+    x, w = _check_images("x", x), _check_weights(w)
+    check_same_dtype("x", x, "w", w)
+    axes = _geometry(w.shape[:2], stride, padding, dilation)
+    n_in, n_out = w.shape[2:]
+    ins, outs = resolve("in_channels", in_channels, n_in), resolve("out_channels", out_channels, n_out)
+    check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
+    slope, scale = check_rectifier(slope, scale)
+    shape = (len(x), *_out_size(axes, x.shape[1:3]), n_out if outs is None else len(outs))
+    inputs = {"x": x, "w": w}
+    if bias is not None:
+        bias = np.ascontiguousarray(bias)
+        check_same_dtype("bias", bias, "w", w)
+        if bias.shape != (n_out,):
+            raise ValueError(f"bias must have shape {(n_out,)}, got {bias.shape}")
+        inputs["bias"] = bias = bias if bias.flags.aligned else bias.copy()
+    if out is None:
+        out = np.empty(shape, w.dtype)
+    else:
+        check_out(out, shape, w.dtype, **inputs)
+    target = _dense_pixels(out)
+    down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
+    _convolve(x, down, along, w, False, ins, outs, target, Epilogue(slope, scale), bias)
+    if target is not out:
+        out[...] = target
+    return out
+
+
+def gathered_conv2d_t(
+    g: ArrayLike,
+    w: ArrayLike,
+    in_channels: Units = None,
+    out_channels: Units = None,
+    *,
+    input_size: tuple[int, int],
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    out: Array | None = None,
+) -> Array:
+    """Return the gradient of the images of `gathered_conv2d`.
+
+    ``dx[b, y, x, c]`` is the sum of ``g[b, y', x', o] w[i, j, in_channels[c], out_channels[o]]``
+    over all outputs and taps that meet at the pixel.
+
+    Parameters
+    ----------
+    g : array_like of float32 or float64, shape (batch, height', width', len(out_channels))
+    w, in_channels, out_channels, stride, padding, dilation
+        As for `gathered_conv2d`.
+    input_size : tuple of int
+        Height and width of the images: several sizes give the same `g`.
+    out : ndarray of the same dtype, shape (batch, *input_size, len(in_channels)), optional
+
+    Returns
+    -------
+    ndarray, shape (batch, *input_size, len(in_channels))
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `gathered_conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import gathered_conv2d_t
+    >>> g, w = np.ones((1, 1, 2, 1)), np.arange(3.0).reshape(1, 3, 1, 1)
+    >>> gathered_conv2d_t(g, w, input_size=(1, 4))[0, 0, :, 0]
+    array([0., 1., 3., 2.])
+    """
+    g, w = _check_images("g", g), _check_weights(w)
+    check_same_dtype("g", g, "w", w)
+    axes = _geometry(w.shape[:2], stride, padding, dilation)
+    n_in, n_out = w.shape[2:]
+    ins, outs = resolve("in_channels", in_channels, n_in), resolve("out_channels", out_channels, n_out)
+    check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
+    size = _pair("input_size", input_size, 1)
+    _check_gradient_size(g, _out_size(axes, size))
+    shape = (len(g), *size, n_in if ins is None else len(ins))
+    if out is None:
+        out = np.empty(shape, w.dtype)
+    else:
+        check_out(out, shape, w.dtype, g=g, w=w)
+    target = _dense_pixels(out)
+    for down in axes[0].backward(size[0]):
+        for along in axes[1].backward(size[1]):
+            _convolve(g, down, along, w, True, outs, ins, target)
+    if target is not out:
+        out[...] = target
+    return out
+
+
+def _check_gradient_size(g: Array, wanted: tuple[int, int]) -> None:
+    if g.shape[1:3] != wanted:
+        raise ValueError(f"g must have height and width {wanted}, got {g.shape[1:3]}")
+
+
+def conv2d_at(
+    x: ArrayLike,
+    g: ArrayLike,
+    *,
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    out: Array | None = None,
+) -> Array:
+    """Return the compact gradient of the weights of `gathered_conv2d`.
+
+    ``dw[i, j, c, o]`` is the sum of ``x[b, y, x, c] g[b, y', x', o]`` over all images and pairs of
+    a pixel and an output that meet at the tap.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, shape (batch, height, width, n_in)
+    g : array_like of the same dtype, shape (batch, height', width', n_out)
+    kernel_size, stride, padding, dilation : int or pair of int
+        For height and width.
+    out : ndarray of the same dtype, shape (*kernel_size, n_in, n_out), C-contiguous, optional
+
+    Returns
+    -------
+    ndarray, shape (*kernel_size, n_in, n_out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `gathered_conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import conv2d_at
+    >>> x, g = np.arange(3.0).reshape(1, 1, 3, 1), np.ones((1, 1, 2, 1))
+    >>> conv2d_at(x, g, kernel_size=(1, 2)).ravel()
+    array([1., 3.])
+    """
+    x, g = _check_images("x", x), _check_images("g", g)
+    check_same_dtype("x", x, "g", g)
+    kernel = _pair("kernel_size", kernel_size, 1)
+    axes = _geometry(kernel, stride, padding, dilation)
+    if len(x) != len(g):
+        raise ValueError(f"x and g must have the same batch, got {len(x)} and {len(g)}")
+    _check_gradient_size(g, _out_size(axes, x.shape[1:3]))
+    shape = (*kernel, x.shape[3], g.shape[3])
+    if out is None:
+        out = np.empty(shape, x.dtype)
+    else:
+        check_out(out, shape, x.dtype, x=x, g=g)
+    dense = out if out.flags.c_contiguous else np.empty(shape, x.dtype)
+    if g.size == 0:
+        dense[...] = 0
+    else:
+        taps = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
+        words, _runs, _ = _patches(x, *taps, merge=False)
+        run_task(
+            correlate_part, x.dtype, _Factor(1.0),
+            *words, address_of(g), g.shape[3], address_of(dense),
+            parallel=g.size * x.shape[3] * kernel[0] * kernel[1] >= _SERIAL_BELOW,
+        )  # fmt: skip
+    if dense is not out:
+        out[...] = dense
+    return out

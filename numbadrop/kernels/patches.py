@@ -1,0 +1,440 @@
+"""Products with the patches of images: convolution as the same product, and no matrix of patches.
+
+The patch of a position is all that a convolution's kernel covers there: for each of its taps, the
+channels of one pixel. With the patches as the rows of a matrix P, a convolution is ``f(P B)`` and
+the gradient of its weights is ``P' G``. Images are dense, with channels last, so that an element
+of P lies at ``pixel[row] + tap[column]``, and the taps of one row of the kernel are one run. The
+register tile reads P there, in both products.
+
+Where patches reach over the border of an image, a band of a few of its lines is copied into a
+frame of zeros first, which stays in the second cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import carray
+
+from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.jit import inner
+from numbadrop.kernels.memory import (
+    as_pointer,
+    first_of,
+    keep_alive,
+    load_index,
+    store,
+    words_behind,
+)
+from numbadrop.kernels.packing import Matrix, pack, workspace, workspace_bytes
+from numbadrop.kernels.product import (
+    CACHE_LINE,
+    align,
+    finish_tile,
+    list_bias,
+    list_rows,
+    read_matrix,
+    share,
+)
+from numbadrop.kernels.tile import register_tile
+from numbadrop.kernels.windows import Axis
+
+__all__ = ["convolve_part", "correlate_part"]
+
+_PACKED_BYTES = 1 << 20
+"""Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
+_BAND_BYTES = 1 << 18
+_LONG_BAND_BYTES = 1 << 19
+"""Size of a band, and where each band is one more pass over C."""
+
+
+class Patches(NamedTuple):
+    """The patches of a batch of images; the words of a task, in this order."""
+
+    address: int
+    batch: int
+    height: int
+    width: int
+    channels: int
+    lines: int
+    """Positions down an image."""
+    columns: int
+    """Positions along a line."""
+    step_y: int
+    step_x: int
+    """Pixels from one position to the next."""
+    first_y: int
+    first_x: int
+    """Pixel under the first tap of the first position; negative in the padding."""
+    reach_y: int
+    reach_x: int
+    """Pixels from the first tap to the last."""
+    runs: int
+    run_pixels: int
+    """A run of taps lies on so many pixels side by side."""
+    taps: int
+    """Address of int64 pairs: how far each run begins below and right of the first tap."""
+
+
+_PATCHES_WORDS = len(Patches._fields)
+
+
+class _Spread(NamedTuple):
+    """How far apart things lie in a band, in bytes."""
+
+    row: int
+    pixel: int
+
+
+@inner
+def _read_patches(words):
+    return Patches(
+        load_index(words, 0), load_index(words, 1), load_index(words, 2), load_index(words, 3),
+        load_index(words, 4), load_index(words, 5), load_index(words, 6), load_index(words, 7),
+        load_index(words, 8), load_index(words, 9), load_index(words, 10), load_index(words, 11),
+        load_index(words, 12), load_index(words, 13), load_index(words, 14), load_index(words, 15),
+    )  # fmt: skip
+
+
+@inner
+def _row_pixels(p):
+    """Return how many pixels of a row the patches of a line cover."""
+    return (p.columns - 1) * p.step_x + p.reach_x + 1
+
+
+@inner
+def _is_padded(p):
+    """Whether a patch reaches over the border."""
+    last_y = p.first_y + (p.lines - 1) * p.step_y + p.reach_y
+    last_x = p.first_x + _row_pixels(p) - 1
+    return p.first_y < 0 or p.first_x < 0 or last_y >= p.height or last_x >= p.width
+
+
+@inner
+def _lines_in(band_bytes, p, size):
+    """Return how many lines of positions have their patches in a band of about that size."""
+    return max(1, band_bytes // (_row_pixels(p) * p.channels * p.step_y * size))
+
+
+@inner
+def _band_bytes(p, lines, channels, size):
+    """Return the most bytes that the patches of so many lines, of some channels, take."""
+    if not _is_padded(p):
+        return 0
+    images = min(lines, (lines + p.lines - 2) // p.lines + 1)
+    rows = lines * p.step_y + images * (p.reach_y + 1)
+    return rows * _row_pixels(p) * channels * size
+
+
+@inner
+def _copy_row(alpha, target, p, image, y, first_channel, channels):
+    """Copy what the patches of a line cover of one row of an image; zeros outside."""
+    whole = carray(as_pointer(alpha, target), _row_pixels(p) * channels)
+    begin = max(p.first_x, 0)
+    end = min(p.first_x + _row_pixels(p), p.width)
+    if y < 0 or y >= p.height or begin >= end:
+        whole[:] = 0
+        return
+    left, right = (begin - p.first_x) * channels, (end - p.first_x) * channels
+    for k in range(left):
+        whole[k] = 0
+    for k in range(right, len(whole)):
+        whole[k] = 0
+    size = bytes_of(alpha)
+    row = p.address + (image * p.height + y) * p.width * p.channels * size
+    if channels == p.channels:
+        source = carray(as_pointer(alpha, row + begin * channels * size), right - left)
+        for k in range(right - left):
+            whole[left + k] = source[k]
+        return
+    for x in range(begin, end):
+        at = row + (x * p.channels + first_channel) * size
+        source = carray(as_pointer(alpha, at), channels)
+        to = (x - p.first_x) * channels
+        for k in range(channels):
+            whole[to + k] = source[k]
+
+
+@inner
+def _bring(alpha, p, band, places, first, last, first_channel, channels):
+    """List where the first tap of the lines [first, last) lies, and return the spread.
+
+    The lines of all images are numbered through. Where padding is needed, the pixels are copied to
+    `band`, of the channels that are wanted.
+    """
+    size = bytes_of(alpha)
+    if not _is_padded(p):
+        spread = _Spread(p.width * p.channels * size, p.channels * size)
+        for n in range(first, last):
+            row = (n // p.lines) * p.height + p.first_y + (n % p.lines) * p.step_y
+            at = row * spread.row + p.first_x * spread.pixel + first_channel * size
+            store(places + (n - first) * 8, p.address + at)
+        return spread
+    spread = _Spread(_row_pixels(p) * channels * size, channels * size)
+    n = first
+    while n < last:
+        y = n % p.lines
+        here = min(p.lines - y, last - n)
+        rows = (here - 1) * p.step_y + p.reach_y + 1
+        for r in range(rows):
+            source = p.first_y + y * p.step_y + r
+            target = band + r * spread.row
+            _copy_row(alpha, target, p, n // p.lines, source, first_channel, channels)
+        list_rows(places + (n - first) * 8, band, p.step_y * spread.row, here)
+        band += rows * spread.row
+        n += here
+    return spread
+
+
+@inner
+def _run_start(p, run, spread):
+    return (
+        load_index(p.taps, 2 * run) * spread.row + load_index(p.taps, 2 * run + 1) * spread.pixel
+    )
+
+
+@inner
+def _shift(target, source, rows, offset):
+    """Write a list of places, each so many bytes further on."""
+    for i in range(rows):
+        store(target + i * 8, load_index(source, i) + offset)
+
+
+@inner
+def _copy_tile(alpha, targets, sources, rows, columns):
+    """Copy the rows of a tile between two lists of places."""
+    for i in range(rows):
+        target = carray(as_pointer(alpha, load_index(targets, i)), columns)
+        source = carray(as_pointer(alpha, load_index(sources, i)), columns)
+        for j in range(columns):
+            target[j] = source[j]
+
+
+def convolve_part(task, part, parts):
+    """Compute ``C = f(P B)`` for some of the lines; a task is an `Epilogue` and words.
+
+    The words are `Patches`; the address of the bias or 0; the columns of B, and B as a `Matrix`;
+    and of C the address, and the bytes from one image, one line and one position to the next.
+    """
+    epilogue = first_of(task)
+    alpha = epilogue.scale
+    words = words_behind(task)
+    p = _read_patches(words)
+    words += 8 * _PATCHES_WORDS
+    bias, cols = load_index(words, 0), load_index(words, 1)
+    b = read_matrix(words, 2)
+    c, c_image, c_line, c_pixel = (
+        load_index(words, 9), load_index(words, 10), load_index(words, 11), load_index(words, 12)
+    )  # fmt: skip
+    begin, end = share(p.batch * p.lines, parts, part), share(p.batch * p.lines, parts, part + 1)
+    if begin == end or cols == 0 or p.columns == 0:
+        return
+    finish = bias != 0 or epilogue.slope != 1 or epilogue.scale != 1
+    size = bytes_of(alpha)
+    wide = lanes(alpha)
+    depth = p.runs * p.run_pixels * p.channels
+    width = MACHINE.tile_vectors * wide
+    vectors = (cols + wide - 1) // wide
+    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    panel_bytes = depth * width * size
+    groups = min(panels, max(1, (panels * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES))
+    most_panels = (panels + groups - 1) // groups
+    # Zeros, as in `multiply`.
+    work_memory = np.zeros(workspace_bytes(), np.uint8)
+    work = workspace(work_memory.ctypes.data)
+    packed_memory = np.empty(most_panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
+    packed = align(packed_memory.ctypes.data, CACHE_LINE)
+    bias_memory = np.zeros(most_panels * width * size, np.uint8)
+    biases = bias_memory.ctypes.data
+    edge_row = width * size
+    edge_memory = np.empty(MACHINE.tile_rows * edge_row + CACHE_LINE, np.uint8)
+    edge = align(edge_memory.ctypes.data, CACHE_LINE)
+    most_lines = min(_lines_in(_BAND_BYTES, p, size), end - begin)
+    band_memory = np.empty(_band_bytes(p, most_lines, p.channels, size) + CACHE_LINE, np.uint8)
+    band = align(band_memory.ctypes.data, CACHE_LINE)
+    places_memory = np.empty(4 * MACHINE.tile_rows + p.runs + most_lines, np.int64)
+    # Of the rows of a tile: in P, where the tile goes, where C begins, and the panel's part of C.
+    a_places = places_memory.ctypes.data
+    c_places = a_places + 8 * MACHINE.tile_rows
+    targets = c_places + 8 * MACHINE.tile_rows
+    outside = targets + 8 * MACHINE.tile_rows
+    run_starts = outside + 8 * MACHINE.tile_rows
+    line_places = run_starts + 8 * p.runs
+
+    # Loop 1: columns of B and C, as many panels at a time as the cache holds.
+    for group in range(groups):
+        first_panel, last_panel = share(panels, groups, group), share(panels, groups, group + 1)
+        for n in range(first_panel, last_panel):
+            v0 = share(vectors, panels, n)
+            thick = share(vectors, panels, n + 1) - v0
+            filled = min(thick * wide, cols - v0 * wide)
+            at = n - first_panel
+            pack(
+                alpha, packed + at * panel_bytes, thick * wide * size, b, 0, depth,
+                v0 * wide, filled, work,
+            )  # fmt: skip
+            if bias != 0:
+                list_bias(alpha, biases + at * width * size, bias, b.cols, v0 * wide, filled)
+        # Loop 2: lines of all images, a band at a time.
+        for line in range(begin, end, most_lines):
+            lines = min(most_lines, end - line)
+            spread = _bring(alpha, p, band, line_places, line, line + lines, 0, p.channels)
+            for run in range(p.runs):
+                store(run_starts + run * 8, _run_start(p, run, spread))
+            pixels = lines * p.columns
+            tiles = (pixels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+            # Loop 3: rows of P and C, a register tile at a time.
+            for t in range(tiles):
+                first = share(pixels, tiles, t)
+                high = share(pixels, tiles, t + 1) - first
+                y, x = first // p.columns, first % p.columns
+                for i in range(high):
+                    place = load_index(line_places, y) + x * p.step_x * spread.pixel
+                    image = (line + y) // p.lines
+                    at = image * c_image + (line + y - image * p.lines) * c_line + x * c_pixel
+                    store(a_places + i * 8, place)
+                    store(targets + i * 8, c + at)
+                    x += 1
+                    if x == p.columns:
+                        y, x = y + 1, 0
+                # Loop 4: columns of B and C, a panel at a time.
+                for n in range(first_panel, last_panel):
+                    v0 = share(vectors, panels, n)
+                    thick = share(vectors, panels, n + 1) - v0
+                    filled = min(thick * wide, cols - v0 * wide)
+                    in_place = filled == thick * wide
+                    at = n - first_panel
+                    if in_place:
+                        _shift(c_places, targets, high, v0 * wide * size)
+                    else:
+                        list_rows(c_places, edge, edge_row, high)
+                    register_tile(
+                        alpha, high, thick, p.runs, run_starts, p.run_pixels * p.channels,
+                        a_places, size, packed + at * panel_bytes, c_places, False,
+                    )  # fmt: skip
+                    if finish:
+                        biases_here = biases + at * width * size
+                        finish_tile(epilogue, c_places, high, thick * wide, biases_here)
+                    if not in_place:
+                        _shift(outside, targets, high, v0 * wide * size)
+                        _copy_tile(alpha, outside, c_places, high, filled)
+    keep_alive(work_memory)
+    keep_alive(packed_memory)
+    keep_alive(bias_memory)
+    keep_alive(edge_memory)
+    keep_alive(band_memory)
+    keep_alive(places_memory)
+
+
+def correlate_part(task, part, parts):
+    """Compute ``C = P' G`` for some of its rows and columns; a task is a factor and words.
+
+    The factor only gives the element type. The words are `Patches`, each tap a run; the address
+    and the columns of G, whose rows are the positions of all images; and the address of C. G and C
+    are dense.
+    """
+    (alpha,) = first_of(task)
+    words = words_behind(task)
+    p = _read_patches(words)
+    words += 8 * _PATCHES_WORDS
+    g, cols, c = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    size = bytes_of(alpha)
+    wide = lanes(alpha)
+    # Channels of the images are cut first: then no thread copies what another does.
+    across_channels = 1
+    for number in range(2, parts + 1):
+        if parts % number == 0 and p.channels >= number * MACHINE.tile_rows:
+            across_channels = number
+    across_cols = parts // across_channels
+    number = part // across_cols
+    first_channel = share(p.channels, across_channels, number)
+    channels = share(p.channels, across_channels, number + 1) - first_channel
+    all_vectors = (cols + wide - 1) // wide
+    number = part % across_cols
+    j_first = share(all_vectors, across_cols, number) * wide
+    j_last = min(share(all_vectors, across_cols, number + 1) * wide, cols)
+    rows = p.runs * channels
+    positions = p.batch * p.lines * p.columns
+    if rows == 0 or j_first >= j_last or positions == 0:
+        return
+
+    width = MACHINE.tile_vectors * wide
+    vectors = (j_last - j_first + wide - 1) // wide
+    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    # The bands decide in which order sums are made: they must not depend on the threads.
+    most_lines = min(
+        _lines_in(_LONG_BAND_BYTES, p, size),
+        max(1, _PACKED_BYTES // (p.columns * all_vectors * wide * size)),
+        p.batch * p.lines,
+    )
+    panel_bytes = most_lines * p.columns * width * size
+    work_memory = np.zeros(workspace_bytes(), np.uint8)
+    work = workspace(work_memory.ctypes.data)
+    packed_memory = np.empty(panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
+    packed = align(packed_memory.ctypes.data, CACHE_LINE)
+    edge_row = width * size
+    edge_memory = np.empty(MACHINE.tile_rows * edge_row + CACHE_LINE, np.uint8)
+    edge = align(edge_memory.ctypes.data, CACHE_LINE)
+    band_memory = np.empty(_band_bytes(p, most_lines, channels, size) + CACHE_LINE, np.uint8)
+    band = align(band_memory.ctypes.data, CACHE_LINE)
+    places_memory = np.empty(4 * MACHINE.tile_rows + most_lines, np.int64)
+    a_places = places_memory.ctypes.data
+    c_places = a_places + 8 * MACHINE.tile_rows
+    targets = c_places + 8 * MACHINE.tile_rows
+    outside = targets + 8 * MACHINE.tile_rows
+    line_places = outside + 8 * MACHINE.tile_rows
+    gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
+    tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+
+    # Loop 1: the positions, which are the depth, a band at a time.
+    for line in range(0, p.batch * p.lines, most_lines):
+        lines = min(most_lines, p.batch * p.lines - line)
+        spread = _bring(
+            alpha, p, band, line_places, line, line + lines, first_channel, channels
+        )  # fmt: skip
+        for n in range(panels):
+            v0 = share(vectors, panels, n)
+            thick = share(vectors, panels, n + 1) - v0
+            j0 = j_first + v0 * wide
+            filled = min(thick * wide, j_last - j0)
+            pack(
+                alpha, packed + n * panel_bytes, thick * wide * size, gradient,
+                line * p.columns, lines * p.columns, j0, filled, work,
+            )  # fmt: skip
+        # Loop 2: rows of P' and C, which are channels of taps, a register tile at a time.
+        for t in range(tiles):
+            first = share(rows, tiles, t)
+            high = share(rows, tiles, t + 1) - first
+            tap, channel = first // channels, first % channels
+            for i in range(high):
+                store(a_places + i * 8, _run_start(p, tap, spread) + channel * size)
+                row = tap * p.channels + first_channel + channel
+                store(targets + i * 8, c + (row * cols + j_first) * size)
+                channel += 1
+                if channel == channels:
+                    tap, channel = tap + 1, 0
+            # Loop 3: columns of G and C, a panel at a time.
+            for n in range(panels):
+                v0 = share(vectors, panels, n)
+                thick = share(vectors, panels, n + 1) - v0
+                filled = min(thick * wide, j_last - j_first - v0 * wide)
+                in_place = filled == thick * wide
+                if in_place:
+                    _shift(c_places, targets, high, v0 * wide * size)
+                else:
+                    list_rows(c_places, edge, edge_row, high)
+                    _shift(outside, targets, high, v0 * wide * size)
+                    if line > 0:
+                        _copy_tile(alpha, c_places, outside, high, filled)
+                register_tile(
+                    alpha, high, thick, lines, line_places, p.columns,
+                    a_places, p.step_x * spread.pixel, packed + n * panel_bytes, c_places, line > 0,
+                )  # fmt: skip
+                if not in_place:
+                    _copy_tile(alpha, outside, c_places, high, filled)
+    keep_alive(work_memory)
+    keep_alive(packed_memory)
+    keep_alive(edge_memory)
+    keep_alive(band_memory)
+    keep_alive(places_memory)
