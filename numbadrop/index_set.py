@@ -9,7 +9,7 @@ against it once, here, instead of in each kernel.
 from __future__ import annotations
 
 import operator
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.address import address_of
 
-__all__ = ["IndexSet", "check_indices"]
+__all__ = ["IndexSet", "as_matrix_index", "check_indices"]
 
 Indices = NDArray[np.int64]
 
@@ -242,6 +242,19 @@ class IndexSet:
             return self
         return self._trusted(np.flatnonzero(self.mask() | other.mask()), self.size)
 
+    def outer(self, other: IndexSet) -> IndexSet:
+        """Return the set of all pairs, on the axis that two axes become in a reshape.
+
+        Examples
+        --------
+        >>> IndexSet.all(2).outer(IndexSet([0, 2], 3))
+        IndexSet([0 2 3 5], size=6)
+        """
+        size = self.size * other.size
+        if self.is_all and other.is_all:
+            return self.all(size)
+        return self._trusted((self.indices[:, None] * other.size + other.indices).ravel(), size)
+
     def _check_same_axis(self, other: IndexSet) -> None:
         if self.size != other.size:
             raise ValueError(f"other is a set of {other.size} units, this axis has {self.size}")
@@ -251,3 +264,30 @@ class IndexSet:
 def _all(size: int) -> IndexSet:
     """Make the set of all units once for an axis of a net: it is asked for in every step."""
     return IndexSet._trusted(np.arange(size, dtype=np.int64), size)
+
+
+def as_matrix_index(
+    index: tuple[IndexSet | None, ...], shape: tuple[int, ...]
+) -> tuple[IndexSet | None, IndexSet | None]:
+    """Return the rows and columns of a block, where all axes but the last are taken for one.
+
+    Parameters
+    ----------
+    index : tuple of IndexSet or None
+        For each axis; None: all. Empty: the whole array.
+    shape : tuple of int
+
+    Returns
+    -------
+    rows, cols : IndexSet or None
+
+    Examples
+    --------
+    >>> as_matrix_index((None, IndexSet([1], 3), None), (2, 3, 4))
+    (IndexSet([1 4], size=6), None)
+    """
+    *leading, cols = index or (None,)
+    if all(units is None for units in leading):
+        return None, cols
+    sets = (IndexSet.all(n) if u is None else u for u, n in zip(leading, shape, strict=False))
+    return reduce(IndexSet.outer, sets), cols

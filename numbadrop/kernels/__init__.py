@@ -5,6 +5,13 @@ and a serial kernel. `numbadrop.kernels.reference` defines what they compute in 
 """
 
 from numbadrop.kernels import jitted as _jitted  # noqa: F401  (teaches Numba the doors)
+from numbadrop.kernels.convolution import (
+    conv2d_at,
+    conv2d_size,
+    gathered_conv2d,
+    gathered_conv2d_t,
+    scatter_conv2d,
+)
 from numbadrop.kernels.elementwise import rectifier_gradient, take_columns
 from numbadrop.kernels.matmul import (
     gathered_linear,
@@ -20,9 +27,13 @@ from numbadrop.kernels.update import BlockUpdate, element_rule, update_block
 
 __all__ = [
     "BlockUpdate",
+    "conv2d_at",
+    "conv2d_size",
     "cross_entropy",
     "cross_entropy_gradient",
     "element_rule",
+    "gathered_conv2d",
+    "gathered_conv2d_t",
     "gathered_linear",
     "gathered_matmul",
     "gathered_matmul_t",
@@ -30,6 +41,7 @@ __all__ = [
     "matmul_at",
     "rectifier_gradient",
     "sample_units",
+    "scatter_conv2d",
     "scatter_matmul",
     "set_num_threads",
     "take_columns",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from numbadrop.index_set import IndexSet, check_indices
 
 __all__ = [
+    "Pair",
     "Units",
     "check_apart",
     "check_dtype",
     "check_is_array",
     "check_matrix",
     "check_out",
+    "check_pair",
     "check_real",
     "check_rectifier",
     "check_same_dtype",
@@ -26,6 +29,9 @@ __all__ = [
 
 Units = IndexSet | ArrayLike | None
 """The kept units of an axis: a set, ascending unique integers, a boolean mask, or None for all."""
+
+Pair = int | tuple[int, int]
+"""One number for height and width, or one for each."""
 
 Array = NDArray[Any]
 _SMALLEST_SCALE, _LARGEST = 2.0**-126, 2.0**127
@@ -61,6 +67,18 @@ def check_real(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}")
     return float(value)
+
+
+def check_pair(name: str, value: Pair, least: int) -> tuple[int, int]:
+    """Return a number for the height and one for the width, neither below `least`."""
+    try:
+        down, along = value if isinstance(value, tuple | list) else (value, value)
+        pair = operator.index(down), operator.index(along)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}") from None
+    if min(pair) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return pair
 
 
 def check_rectifier(slope: float, scale: float) -> tuple[float, float]:

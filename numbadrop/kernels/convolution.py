@@ -9,9 +9,8 @@ register tile nothing to share.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,11 +19,12 @@ from numbadrop.address import address_of
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import (
     Array,
+    Pair,
     Units,
-    check_apart,
     check_dtype,
     check_is_array,
     check_out,
+    check_pair,
     check_real,
     check_rectifier,
     check_same_dtype,
@@ -34,9 +34,10 @@ from numbadrop.kernels.arrays import (
 from numbadrop.kernels.patches import convolve_part, correlate_part
 from numbadrop.kernels.product import Epilogue
 from numbadrop.kernels.task import run_task
+from numbadrop.kernels.update import element_rule, update_block
 
 __all__ = [
-    "Pair",
+    "check_geometry",
     "conv2d_at",
     "conv2d_size",
     "gathered_conv2d",
@@ -44,14 +45,16 @@ __all__ = [
     "scatter_conv2d",
 ]
 
-Pair = int | tuple[int, int]
-"""A number for the height and one for the width, or one for both."""
-
 _SERIAL_BELOW = 200_000
 
 
 class _Factor(NamedTuple):
     factor: float
+
+
+@element_rule(_Factor, slots=0)
+def _add(rule, w, slots, j, g):
+    w[j] += rule.factor * g
 
 
 class _Geometry(NamedTuple):
@@ -90,7 +93,7 @@ class _Taps(NamedTuple):
     target: int
     """The first element that is computed, the distance of the others, and their number."""
     target_step: int
-    count: int
+    number: int
     step: int
     """From the patch of one element to that of the next."""
     places: list[tuple[int, int]]
@@ -125,27 +128,23 @@ def conv2d_size(
     >>> conv2d_size((32, 32), 3, stride=2, padding=1)
     (16, 16)
     """
-    axes = _geometry(_pair("kernel_size", kernel_size, 1), stride, padding, dilation)
+    axes = check_geometry(kernel_size, stride, padding, dilation)
     return _out_size(axes, size)
 
 
-def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
-    """Return a number for each of the two axes."""
-    both = value if isinstance(value, tuple | list) else (value, value)
-    try:
-        down, along = map(operator.index, both)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}") from None
-    if min(down, along) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return down, along
-
-
-def _geometry(
-    kernel: tuple[int, int], stride: Pair, padding: Pair, dilation: Pair
+def check_geometry(
+    kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> tuple[_Geometry, _Geometry]:
-    strides, paddings = _pair("stride", stride, 1), _pair("padding", padding, 0)
-    down, along = zip(kernel, strides, paddings, _pair("dilation", dilation, 1), strict=True)
+    """Return the geometry along both axes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of range for any image.
+    """
+    kernels, strides = check_pair("kernel_size", kernel_size, 1), check_pair("stride", stride, 1)
+    paddings, dilations = check_pair("padding", padding, 0), check_pair("dilation", dilation, 1)
+    down, along = zip(kernels, strides, paddings, dilations, strict=True)
     return _Geometry(*down), _Geometry(*along)
 
 
@@ -213,7 +212,7 @@ def _patches(
     batch, height, width, channels = images.shape
     words = [
         address_of(images), batch, height, width, channels,
-        down.count, along.count, down.step, along.step, down.first, along.first,
+        down.number, along.number, down.step, along.step, down.first, along.first,
         down.reach, along.reach, len(runs), run_pixels, address_of(runs),
     ]  # fmt: skip
     return words, runs, order
@@ -225,7 +224,7 @@ def _convolve(
     epilogue: Epilogue = Epilogue(1.0, 1.0), bias: Array | None = None,  # noqa: B008
 ) -> None:  # fmt: skip
     """Compute the elements of `out` that `down` and `along` name, all columns of them."""
-    words, runs, order = _patches(images, down, along, merge=True)
+    words, _runs, order = _patches(images, down, along, merge=True)
     kernel_height, kernel_width, n_in, n_out = w.shape
     taps = order @ (kernel_width, 1)
     depth_size, depth_step = (n_out, n_in * n_out) if transposed else (n_in, n_in)
@@ -248,7 +247,7 @@ def _convolve(
         row_stride, depth_axis, address_of(depth),
         col_stride, cols, 0 if col_units is None else col_units.address,
         target.ctypes.data, image, line, pixel,
-        parallel=len(images) * down.count * along.count * len(depth) * count >= _SERIAL_BELOW,
+        parallel=len(images) * down.number * along.number * len(depth) * count >= _SERIAL_BELOW,
     )  # fmt: skip
 
 
@@ -320,9 +319,12 @@ def gathered_conv2d(
     """
     x, w = _check_images("x", x), _check_weights(w)
     check_same_dtype("x", x, "w", w)
-    axes = _geometry(w.shape[:2], stride, padding, dilation)
+    axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
-    ins, outs = resolve("in_channels", in_channels, n_in), resolve("out_channels", out_channels, n_out)
+    ins, outs = (
+        resolve("in_channels", in_channels, n_in),
+        resolve("out_channels", out_channels, n_out),
+    )
     check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
     slope, scale = check_rectifier(slope, scale)
     shape = (len(x), *_out_size(axes, x.shape[1:3]), n_out if outs is None else len(outs))
@@ -390,11 +392,14 @@ def gathered_conv2d_t(
     """
     g, w = _check_images("g", g), _check_weights(w)
     check_same_dtype("g", g, "w", w)
-    axes = _geometry(w.shape[:2], stride, padding, dilation)
+    axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
-    ins, outs = resolve("in_channels", in_channels, n_in), resolve("out_channels", out_channels, n_out)
+    ins, outs = (
+        resolve("in_channels", in_channels, n_in),
+        resolve("out_channels", out_channels, n_out),
+    )
     check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
-    size = _pair("input_size", input_size, 1)
+    size = check_pair("input_size", input_size, 1)
     _check_gradient_size(g, _out_size(axes, size))
     shape = (len(g), *size, n_in if ins is None else len(ins))
     if out is None:
@@ -457,8 +462,8 @@ def conv2d_at(
     """
     x, g = _check_images("x", x), _check_images("g", g)
     check_same_dtype("x", x, "g", g)
-    kernel = _pair("kernel_size", kernel_size, 1)
-    axes = _geometry(kernel, stride, padding, dilation)
+    kernel = check_pair("kernel_size", kernel_size, 1)
+    axes = check_geometry(kernel, stride, padding, dilation)
     if len(x) != len(g):
         raise ValueError(f"x and g must have the same batch, got {len(x)} and {len(g)}")
     _check_gradient_size(g, _out_size(axes, x.shape[1:3]))
@@ -471,8 +476,8 @@ def conv2d_at(
     if g.size == 0:
         dense[...] = 0
     else:
-        taps = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
-        words, _runs, _ = _patches(x, *taps, merge=False)
+        down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
+        words, _runs, _ = _patches(x, down, along, merge=False)
         run_task(
             correlate_part, x.dtype, _Factor(1.0),
             *words, address_of(g), g.shape[3], address_of(dense),
@@ -480,4 +485,81 @@ def conv2d_at(
         )  # fmt: skip
     if dense is not out:
         out[...] = dense
+    return out
+
+
+def scatter_conv2d(
+    x: ArrayLike,
+    g: ArrayLike,
+    in_channels: Units = None,
+    out_channels: Units = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    out: Array,
+    alpha: float = 1.0,
+) -> Array:
+    """Add the gradient of gathered weights to a block of an array, in place.
+
+    ``out[i, j, in_channels[c], out_channels[o]] += alpha dw[i, j, c, o]``, dw as `conv2d_at` has
+    it. The rest of `out` is not touched.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, shape (batch, height, width, len(in_channels))
+    g : array_like of the same dtype, shape (batch, height', width', len(out_channels))
+    in_channels, out_channels, stride, padding, dilation
+        As for `gathered_conv2d`.
+    out : ndarray of the same dtype, shape (kernel height, kernel width, n_in, n_out), C-contiguous
+        It must not overlap `x` or `g`.
+    alpha : float, default 1.0
+
+    Returns
+    -------
+    ndarray
+        `out`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `gathered_conv2d`, or if `out` is not C-contiguous.
+
+    Notes
+    -----
+    The sum over a batch of images is as long as there are positions, so that the gradient is made
+    whole before it is added: the scatter is a small part of the time. It treats denormal numbers as
+    `update_block` does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import scatter_conv2d
+    >>> x, g, out = np.ones((1, 2, 2, 1)), np.ones((1, 2, 2, 1)), np.zeros((1, 1, 2, 2))
+    >>> scatter_conv2d(x, g, [1], [0], out=out, alpha=0.5)[0, 0]
+    array([[0., 0.],
+           [2., 0.]])
+    """
+    x, g = _check_images("x", x), _check_images("g", g)
+    check_is_array("out", out)
+    if out.ndim != 4 or 0 in out.shape[:2]:
+        raise ValueError(
+            f"out must have shape (kernel height, kernel width, in, out), got {out.shape}"
+        )
+    check_out(out, out.shape, x.dtype, x=x, g=g)
+    if not out.flags.c_contiguous:
+        raise ValueError(f"out must be C-contiguous, its strides are {out.strides}")
+    alpha = check_real("alpha", alpha)
+    kernel, (n_in, n_out) = out.shape[:2], out.shape[2:]
+    ins, outs = (
+        resolve("in_channels", in_channels, n_in),
+        resolve("out_channels", out_channels, n_out),
+    )
+    check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
+    check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
+    dw = conv2d_at(x, g, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
+    matrix = out.reshape(-1, n_out)
+    rows = None if ins is None else IndexSet.all(kernel[0] * kernel[1]).outer(ins)
+    slots = np.empty((0, *matrix.shape), out.dtype)
+    update_block(_Factor(alpha), matrix, slots, dw.reshape(-1, g.shape[3]), rows, outs)
     return out

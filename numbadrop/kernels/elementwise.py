@@ -27,8 +27,10 @@ __all__ = ["rectifier_gradient", "take_columns"]
 
 _TAKE_SERIAL_BELOW = 20_000
 _GRADIENT_SERIAL_BELOW = 200_000
-"""Elements that one thread passes about as fast as several. The gradient is cut in columns, so that
-two threads write to one cache line in every row."""
+"""Elements that one thread passes about as fast as several."""
+_SUMMED_ROWS = 256
+"""Rows that are summed one by one; the sums of such chunks are summed in turn. Their number bounds
+the error of a sum over all positions of a batch of images, and does not depend on the threads."""
 
 
 class _Gradient(NamedTuple):
@@ -49,21 +51,24 @@ def _gradient_part(task, part, parts):
     g, y, h, sums = (
         load_index(words, 2), load_index(words, 3), load_index(words, 4), load_index(words, 5)
     )  # fmt: skip
-    first = share(cols, parts, part)
-    width = share(cols, parts, part + 1) - first
-    begin = first * bytes_of(positive)
     pitch = cols * bytes_of(positive)
-    total = carray(as_pointer(positive, sums + begin), width)
-    total[:] = 0
-    for i in range(rows):
-        at = begin + i * pitch
-        g_row = carray(as_pointer(positive, g + at), width)
-        y_row = carray(as_pointer(positive, y + at), width)
-        h_row = carray(as_pointer(positive, h + at), width)
-        for j in range(width):
-            value = g_row[j] * (positive if y_row[j] > 0 else other)
-            h_row[j] = value
-            total[j] += value
+    chunks = (rows + _SUMMED_ROWS - 1) // _SUMMED_ROWS
+    for chunk in range(share(chunks, parts, part), share(chunks, parts, part + 1)):
+        total = carray(as_pointer(positive, sums + chunk * pitch), cols)
+        total[:] = 0
+        for i in range(chunk * _SUMMED_ROWS, min((chunk + 1) * _SUMMED_ROWS, rows)):
+            at = i * pitch
+            g_row = carray(as_pointer(positive, g + at), cols)
+            if h == 0:  # nothing to multiply by
+                for j in range(cols):
+                    total[j] += g_row[j]
+            else:
+                y_row = carray(as_pointer(positive, y + at), cols)
+                h_row = carray(as_pointer(positive, h + at), cols)
+                for j in range(cols):
+                    value = g_row[j] * (positive if y_row[j] > 0 else other)
+                    h_row[j] = value
+                    total[j] += value
 
 
 def _take_part(task, part, parts):
@@ -122,15 +127,18 @@ def rectifier_gradient(
     if g.shape != y.shape:
         raise ValueError(f"g must have the shape of y, {y.shape}, got {g.shape}")
     slope, scale = check_rectifier(slope, scale)
-    if slope == scale == 1:
-        return g, g.sum(axis=0)
     g, y = np.ascontiguousarray(g), np.ascontiguousarray(y)
-    h, sums = np.empty_like(g), np.empty(g.shape[1], g.dtype)
+    rows, cols = g.shape
+    if rows == 0:
+        return g, np.zeros(cols, g.dtype)
+    h = g if slope == scale == 1 else np.empty_like(g)
+    sums = np.empty((-(-rows // _SUMMED_ROWS), cols), g.dtype)
     run_task(
         _gradient_part, g.dtype, _Gradient(scale, scale * slope),
-        *g.shape, *map(address_of, (g, y, h, sums)), parallel=g.size >= _GRADIENT_SERIAL_BELOW,
+        rows, cols, address_of(g), address_of(y), 0 if h is g else address_of(h), address_of(sums),
+        parallel=g.size >= _GRADIENT_SERIAL_BELOW,
     )  # fmt: skip
-    return h, sums
+    return h, sums[0] if len(sums) == 1 else sums.sum(axis=0)
 
 
 def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:

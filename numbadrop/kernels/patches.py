@@ -15,12 +15,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
-    as_pointer,
+    clear_bytes,
+    copy_bytes,
     first_of,
     keep_alive,
     load_index,
@@ -128,42 +128,34 @@ def _band_bytes(p, lines, channels, size):
 
 
 @inner
-def _copy_row(alpha, target, p, image, y, first_channel, channels):
+def _copy_row(target, p, image, y, first_channel, channels, size):
     """Copy what the patches of a line cover of one row of an image; zeros outside."""
-    whole = carray(as_pointer(alpha, target), _row_pixels(p) * channels)
+    pixel = channels * size
     begin = max(p.first_x, 0)
     end = min(p.first_x + _row_pixels(p), p.width)
     if y < 0 or y >= p.height or begin >= end:
-        whole[:] = 0
+        clear_bytes(target, _row_pixels(p) * pixel)
         return
-    left, right = (begin - p.first_x) * channels, (end - p.first_x) * channels
-    for k in range(left):
-        whole[k] = 0
-    for k in range(right, len(whole)):
-        whole[k] = 0
-    size = bytes_of(alpha)
-    row = p.address + (image * p.height + y) * p.width * p.channels * size
+    left, inside = (begin - p.first_x) * pixel, (end - begin) * pixel
+    clear_bytes(target, left)
+    clear_bytes(target + left + inside, _row_pixels(p) * pixel - left - inside)
+    source_pixel = p.channels * size
+    source = p.address + ((image * p.height + y) * p.width + begin) * source_pixel
+    source += first_channel * size
     if channels == p.channels:
-        source = carray(as_pointer(alpha, row + begin * channels * size), right - left)
-        for k in range(right - left):
-            whole[left + k] = source[k]
+        copy_bytes(target + left, source, inside)
         return
-    for x in range(begin, end):
-        at = row + (x * p.channels + first_channel) * size
-        source = carray(as_pointer(alpha, at), channels)
-        to = (x - p.first_x) * channels
-        for k in range(channels):
-            whole[to + k] = source[k]
+    for x in range(end - begin):
+        copy_bytes(target + left + x * pixel, source + x * source_pixel, pixel)
 
 
 @inner
-def _bring(alpha, p, band, places, first, last, first_channel, channels):
+def _bring(p, band, places, first, last, first_channel, channels, size):
     """List where the first tap of the lines [first, last) lies, and return the spread.
 
     The lines of all images are numbered through. Where padding is needed, the pixels are copied to
     `band`, of the channels that are wanted.
     """
-    size = bytes_of(alpha)
     if not _is_padded(p):
         spread = _Spread(p.width * p.channels * size, p.channels * size)
         for n in range(first, last):
@@ -180,7 +172,7 @@ def _bring(alpha, p, band, places, first, last, first_channel, channels):
         for r in range(rows):
             source = p.first_y + y * p.step_y + r
             target = band + r * spread.row
-            _copy_row(alpha, target, p, n // p.lines, source, first_channel, channels)
+            _copy_row(target, p, n // p.lines, source, first_channel, channels, size)
         list_rows(places + (n - first) * 8, band, p.step_y * spread.row, here)
         band += rows * spread.row
         n += here
@@ -189,9 +181,7 @@ def _bring(alpha, p, band, places, first, last, first_channel, channels):
 
 @inner
 def _run_start(p, run, spread):
-    return (
-        load_index(p.taps, 2 * run) * spread.row + load_index(p.taps, 2 * run + 1) * spread.pixel
-    )
+    return load_index(p.taps, 2 * run) * spread.row + load_index(p.taps, 2 * run + 1) * spread.pixel
 
 
 @inner
@@ -202,13 +192,10 @@ def _shift(target, source, rows, offset):
 
 
 @inner
-def _copy_tile(alpha, targets, sources, rows, columns):
+def _copy_tile(targets, sources, rows, row_bytes):
     """Copy the rows of a tile between two lists of places."""
     for i in range(rows):
-        target = carray(as_pointer(alpha, load_index(targets, i)), columns)
-        source = carray(as_pointer(alpha, load_index(sources, i)), columns)
-        for j in range(columns):
-            target[j] = source[j]
+        copy_bytes(load_index(targets, i), load_index(sources, i), row_bytes)
 
 
 def convolve_part(task, part, parts):
@@ -253,7 +240,7 @@ def convolve_part(task, part, parts):
     most_lines = min(_lines_in(_BAND_BYTES, p, size), end - begin)
     band_memory = np.empty(_band_bytes(p, most_lines, p.channels, size) + CACHE_LINE, np.uint8)
     band = align(band_memory.ctypes.data, CACHE_LINE)
-    places_memory = np.empty(4 * MACHINE.tile_rows + p.runs + most_lines, np.int64)
+    places_memory = np.empty(4 * MACHINE.tile_rows + p.runs + 2 * most_lines, np.int64)
     # Of the rows of a tile: in P, where the tile goes, where C begins, and the panel's part of C.
     a_places = places_memory.ctypes.data
     c_places = a_places + 8 * MACHINE.tile_rows
@@ -261,6 +248,7 @@ def convolve_part(task, part, parts):
     outside = targets + 8 * MACHINE.tile_rows
     run_starts = outside + 8 * MACHINE.tile_rows
     line_places = run_starts + 8 * p.runs
+    line_targets = line_places + 8 * most_lines
 
     # Loop 1: columns of B and C, as many panels at a time as the cache holds.
     for group in range(groups):
@@ -279,7 +267,10 @@ def convolve_part(task, part, parts):
         # Loop 2: lines of all images, a band at a time.
         for line in range(begin, end, most_lines):
             lines = min(most_lines, end - line)
-            spread = _bring(alpha, p, band, line_places, line, line + lines, 0, p.channels)
+            spread = _bring(p, band, line_places, line, line + lines, 0, p.channels, size)
+            for n in range(lines):
+                image, y = (line + n) // p.lines, (line + n) % p.lines
+                store(line_targets + n * 8, c + image * c_image + y * c_line)
             for run in range(p.runs):
                 store(run_starts + run * 8, _run_start(p, run, spread))
             pixels = lines * p.columns
@@ -291,10 +282,8 @@ def convolve_part(task, part, parts):
                 y, x = first // p.columns, first % p.columns
                 for i in range(high):
                     place = load_index(line_places, y) + x * p.step_x * spread.pixel
-                    image = (line + y) // p.lines
-                    at = image * c_image + (line + y - image * p.lines) * c_line + x * c_pixel
                     store(a_places + i * 8, place)
-                    store(targets + i * 8, c + at)
+                    store(targets + i * 8, load_index(line_targets, y) + x * c_pixel)
                     x += 1
                     if x == p.columns:
                         y, x = y + 1, 0
@@ -318,7 +307,7 @@ def convolve_part(task, part, parts):
                         finish_tile(epilogue, c_places, high, thick * wide, biases_here)
                     if not in_place:
                         _shift(outside, targets, high, v0 * wide * size)
-                        _copy_tile(alpha, outside, c_places, high, filled)
+                        _copy_tile(outside, c_places, high, filled * size)
     keep_alive(work_memory)
     keep_alive(packed_memory)
     keep_alive(bias_memory)
@@ -391,7 +380,7 @@ def correlate_part(task, part, parts):
     for line in range(0, p.batch * p.lines, most_lines):
         lines = min(most_lines, p.batch * p.lines - line)
         spread = _bring(
-            alpha, p, band, line_places, line, line + lines, first_channel, channels
+            p, band, line_places, line, line + lines, first_channel, channels, size
         )  # fmt: skip
         for n in range(panels):
             v0 = share(vectors, panels, n)
@@ -426,13 +415,13 @@ def correlate_part(task, part, parts):
                     list_rows(c_places, edge, edge_row, high)
                     _shift(outside, targets, high, v0 * wide * size)
                     if line > 0:
-                        _copy_tile(alpha, c_places, outside, high, filled)
+                        _copy_tile(c_places, outside, high, filled * size)
                 register_tile(
                     alpha, high, thick, lines, line_places, p.columns,
                     a_places, p.step_x * spread.pixel, packed + n * panel_bytes, c_places, line > 0,
                 )  # fmt: skip
                 if not in_place:
-                    _copy_tile(alpha, outside, c_places, high, filled)
+                    _copy_tile(outside, c_places, high, filled * size)
     keep_alive(work_memory)
     keep_alive(packed_memory)
     keep_alive(edge_memory)

@@ -21,6 +21,7 @@ from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     as_pointer,
+    copy_bytes,
     first_of,
     keep_alive,
     load,
@@ -131,13 +132,10 @@ def finish_tile(epilogue, places, rows, columns, bias):
 
 
 @inner
-def _copy_rows(alpha, target, pitch, a, rows, depth):
+def _copy_rows(target, pitch, a, rows, row_bytes):
     """Bring rows of A, dense along the depth, together."""
     for i in range(rows):
-        row = carray(as_pointer(alpha, target + i * pitch), depth)
-        source = carray(as_pointer(alpha, a.address + i * a.row), depth)
-        for k in range(depth):
-            row[k] = source[k]
+        copy_bytes(target + i * pitch, a.address + i * a.row, row_bytes)
 
 
 @inner
@@ -250,7 +248,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
             a_block = Strided(a.address + i_group * a.row + k0 * a.depth, a.row, a.depth)
             tile_step = 0
             if copied:
-                _copy_rows(alpha, a_copy, copy_row, a_block, group_rows, deep)
+                _copy_rows(a_copy, copy_row, a_block, group_rows, deep * size)
                 a_block = Strided(a_copy, copy_row, size)
             elif packed:
                 tile_step = block * strip_row

@@ -12,13 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "conv2d_at",
     "cross_entropy",
     "cross_entropy_gradient",
+    "gathered_conv2d",
+    "gathered_conv2d_t",
     "gathered_linear",
     "gathered_matmul",
     "gathered_matmul_t",
     "matmul_at",
     "rectifier_gradient",
+    "scatter_conv2d",
     "scatter_matmul",
     "take_columns",
     "update_block",
@@ -150,7 +154,8 @@ def gathered_conv2d(
     scale: float = 1.0,
 ) -> Array:
     """y[b, p, o] = scale rectify(bias[o] + sum_tc x[b, p + t, c] w[t, c, o]), with zeros around."""
-    kept = w[..., *_block(w.shape[2:], in_channels, out_channels)]
+    ins, outs = _block(w.shape[2:], in_channels, out_channels)
+    kept = w[:, :, ins, outs]
     size = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(
@@ -181,7 +186,8 @@ def gathered_conv2d_t(
     dilation: Any = 1,
 ) -> Array:
     """dx[b, p + t, c] = sum_to g[b, p, o] w[t, c, o]."""
-    kept = w[..., *_block(w.shape[2:], in_channels, out_channels)]
+    ins, outs = _block(w.shape[2:], in_channels, out_channels)
+    kept = w[:, :, ins, outs]
     dx = np.zeros((len(g), *input_size, kept.shape[2]), w.dtype)
     for tap, outputs, pixels in _taps(input_size, w.shape[:2], stride, padding, dilation):
         dx[:, *pixels] += g[:, *outputs] @ kept[tap].T
@@ -217,8 +223,8 @@ def scatter_conv2d(
     alpha: float = 1.0,
 ) -> Array:
     """out[t, c, o] += alpha sum_bp x[b, p + t, c] g[b, p, o]."""
-    where = (..., *_block(out.shape[2:], in_channels, out_channels))
-    out[where] += alpha * conv2d_at(
+    ins, outs = _block(out.shape[2:], in_channels, out_channels)
+    out[:, :, ins, outs] += alpha * conv2d_at(
         x, g, kernel_size=out.shape[:2], stride=stride, padding=padding, dilation=dilation
     )
     return out

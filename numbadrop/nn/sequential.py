@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from numbadrop.index_set import IndexSet
 from numbadrop.nn.activation import Activation, Input
 from numbadrop.nn.activations import LeakyReLU, ReLU
+from numbadrop.nn.convolution import Conv2d
 from numbadrop.nn.dropout import BatchwiseDropout, Pattern
 from numbadrop.nn.linear import Linear
 from numbadrop.nn.module import Module
@@ -109,7 +110,8 @@ def _absorb(
         The one given, if the layer that it is for is not among them.
     """
     factors: dict[str, float] = {}
-    if type(producer) is not Linear:
+    # Of these classes alone: one that is derived from them may do something else.
+    if type(producer) not in (Linear, Conv2d):
         return factors, 0, pattern
     for absorbed, layer in enumerate(tail):
         slope = _slope_of(layer)
@@ -126,7 +128,6 @@ def _absorb(
 
 def _slope_of(layer: Module) -> float | None:
     """Return the slope below zero of a layer that is x above it, if it is not negative."""
-    # Of these classes alone: one that is derived from them may do something else.
     if type(layer) is ReLU:
         return 0.0
     if type(layer) is LeakyReLU and layer.negative_slope >= 0:

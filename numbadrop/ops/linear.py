@@ -10,7 +10,7 @@ from numbadrop import kernels
 from numbadrop.autograd import Block, primitive
 from numbadrop.index_set import IndexSet
 
-__all__ = ["linear"]
+__all__ = ["Before", "linear", "on_block"]
 
 Array = NDArray[Any]
 
@@ -65,7 +65,7 @@ def linear(
     return kernels.gathered_linear(x, w, b, rows, cols, slope=slope, scale=scale)
 
 
-class _Before(NamedTuple):
+class Before(NamedTuple):
     """Gradients before the rectifier and the scaling: of the sums, and of the bias."""
 
     h: Array
@@ -73,30 +73,31 @@ class _Before(NamedTuple):
 
 
 @linear.prepare
-def _(g: Array, out: Array, *arguments: Any) -> _Before:
+def _(g: Array, out: Array, *arguments: Any) -> Before:
     slope, scale = arguments[-2:]
-    return _Before(*kernels.rectifier_gradient(g, out, slope=slope, scale=scale))
+    return Before(*kernels.rectifier_gradient(g, out, slope=slope, scale=scale))
 
 
 @linear.gradient("x")
-def _(before: _Before, out: Array, x: Array, w: Array, b: Any, *rest: Any) -> Array:
+def _(before: Before, out: Array, x: Array, w: Array, b: Any, *rest: Any) -> Array:
     rows, cols, *_ = rest
     return kernels.gathered_matmul_t(before.h, w, rows, cols)
 
 
 @linear.gradient("w")
-def _(before: _Before, out: Array, x: Array, w: Array, b: Any, *rest: Any) -> Block | Array:
+def _(before: Before, out: Array, x: Array, w: Array, b: Any, *rest: Any) -> Block | Array:
     rows, cols, *_ = rest
-    return _on_block(kernels.matmul_at(x, before.h), w.shape, rows, cols)
+    return on_block(kernels.matmul_at(x, before.h), w.shape, rows, cols)
 
 
 @linear.gradient("b")
-def _(before: _Before, out: Array, x: Array, w: Array, b: Array, *rest: Any) -> Block | Array:
+def _(before: Before, out: Array, x: Array, w: Array, b: Array, *rest: Any) -> Block | Array:
     _, cols, *_ = rest
-    return _on_block(before.b, b.shape, cols)
+    return on_block(before.b, b.shape, cols)
 
 
-def _on_block(values: Array, shape: tuple[int, ...], *index: IndexSet | None) -> Block | Array:
+def on_block(values: Array, shape: tuple[int, ...], *index: IndexSet | None) -> Block | Array:
+    """Return the gradient of an array of this shape whose part on `index` is `values`."""
     if values.shape == shape:
         return values
     units = zip(index, shape, strict=True)

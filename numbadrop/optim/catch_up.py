@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbadrop.index_set import IndexSet
+from numbadrop.index_set import IndexSet, as_matrix_index
 from numbadrop.kernels.catch_up import apply_missed
 
 __all__ = ["Lag"]
@@ -32,13 +32,14 @@ class Lag:
     ----------
     element : callable
         The element rule.
-    value, slot : ndarray, shape (n_in, n_out) or (n_out,), C-contiguous
+    value, slot : ndarray, shape (..., n_out), C-contiguous
         The weights and their one slot, changed in place.
     """
 
     def __init__(self, element: Callable[..., None], value: Array, slot: Array) -> None:
         self._element = element
-        # A vector is a matrix of one row; views, since both are contiguous.
+        self._shape = value.shape
+        # A matrix with all axes but the last as its rows; views, since both are contiguous.
         self._value = value.reshape(-1, value.shape[-1])
         self._slot = slot.reshape(self._value.shape)
         self._seen = np.zeros(self._value.shape, np.uint8)
@@ -69,7 +70,7 @@ class Lag:
 
     def _apply(self, index: tuple[IndexSet | None, ...], seen: int) -> None:
         """Apply all missed steps to a block, and mark it as having seen so many."""
-        block = (None, None, *index)[-2:]
+        block = as_matrix_index(index, self._shape)
         rows, cols = (
             (every if units is None else units).indices
             for units, every in zip(block, self._all, strict=True)

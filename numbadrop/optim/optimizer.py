@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from numbadrop import kernels
 from numbadrop.autograd import Block
+from numbadrop.index_set import as_matrix_index
 from numbadrop.nn import Parameter
 from numbadrop.nn.module import check_state
 from numbadrop.optim.catch_up import Lag
@@ -30,6 +31,8 @@ class State:
     steps: int = 0
     lag: Lag | None = None
     update: kernels.BlockUpdate | None = None
+    update_of: tuple[type, Array, Array] | None = None
+    """What `update` was made of."""
 
 
 class Optimizer:
@@ -226,9 +229,14 @@ def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> None
     values, index = (grad.values, grad.index) if isinstance(grad, Block) else (grad, ())
     if state.lag is not None:
         state.lag.advance(rule, *index)
-    rows, cols = (None, None, *index)[-2:]
-    update = state.update
     current = (type(rule), parameter.value, state.slots)
-    if update is None or not all(map(is_, (update.hyper, update.value, update.slots), current)):
-        update = state.update = kernels.BlockUpdate(*current)
-    update(rule, values, rows, cols)
+    if state.update_of is None or not all(map(is_, state.update_of, current)):
+        rule_class, value, slots = state.update_of = current
+        if value.ndim > 2:  # The kernel knows matrices; as one, all axes but the last are rows.
+            value = value.reshape(-1, value.shape[-1])
+            slots = slots.reshape(-1, *value.shape)
+        state.update = kernels.BlockUpdate(rule_class, value, slots)
+    if values.ndim > 2:
+        values = values.reshape(-1, values.shape[-1])
+    assert state.update is not None
+    state.update(rule, values, *as_matrix_index(index, parameter.shape))
