@@ -93,6 +93,19 @@ def _transpose_square(
     return types.void(alpha, i64, i64, i64, i64), codegen
 
 
+@intrinsic
+def _copy_register(typingctx: Any, target: Any, source: Any) -> Any:
+    """Copy one register as it is."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target, source = (pointer(builder, address) for address in args)
+        register = ir.VectorType(_I32, WORDS)
+        builder.store(builder.load(source, typ=register, align=4), target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
 @inner
 def workspace_bytes():
     """Return the size of the memory that packing needs beside the panel."""
@@ -103,6 +116,16 @@ def workspace_bytes():
 def workspace(address):
     """Lay out the workspace at `address`."""
     return Workspace(windows(address, MOST_UNITS), address + windows_bytes(MOST_UNITS))
+
+
+@inner
+def _pack_dense(panel, pitch, b, k0, depth, j0, registers):
+    """Pack rows of whole registers, all columns of which are kept."""
+    for k in range(depth):
+        source = b.address + offset(b.rows, k0 + k) + offset(b.cols, j0)
+        for register in range(registers):
+            at = register * MACHINE.vector_bytes
+            _copy_register(panel + k * pitch + at, source + at)
 
 
 @inner
@@ -157,9 +180,12 @@ def pack(alpha, panel, pitch, b, k0, depth, j0, columns, work):
     may be overwritten.
     """
     size = bytes_of(alpha)
-    if b.cols.stride == size and b.cols.size >= lanes(alpha):
+    wide = lanes(alpha)
+    if b.cols.stride == size and b.cols.indices == 0 and columns % wide == 0:
+        _pack_dense(panel, pitch, b, k0, depth, j0, columns // wide)
+    elif b.cols.stride == size and b.cols.size >= wide:
         _pack_along_columns(alpha, panel, pitch, b, k0, depth, j0, columns, work)
-    elif b.rows.stride == size and b.rows.size >= lanes(alpha):
+    elif b.rows.stride == size and b.rows.size >= wide:
         _pack_along_depth(alpha, panel, pitch, b, k0, depth, j0, columns, work)
     else:
         _pack_scalar(alpha, panel, pitch, b, k0, depth, j0, columns)
