@@ -296,7 +296,7 @@ class TestMistakes:
             (["train", "--pattern", "odd"], "--pattern: invalid choice: 'odd'"),
             (["train", "--schedule", "odd"], "--schedule: schedule must be constant, .*got 'odd'"),
             (["train", "--data", "absent"], "absent: no such file or folder"),
-            (["train", "--data-dir", "x"], "--data-dir is for --data mnist, got --data digits"),
+            (["train", "--data-dir", "x"], "--data-dir is for --data mnist and cifar10, got"),
             (["train", "--data", "mnist", "--data-dir", "absent"], "no train-images-idx3-ubyte"),
             (["train", "--validation", "5000"], r"--validation: count must be in \[1, 1438\)"),
             (["train", "--resume"], "--resume needs --output"),
