@@ -60,3 +60,9 @@ def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
                 file = archive.extractfile(member)
                 assert file is not None  # as for every regular file
                 yield member.name, file.read()
+        # tarfile takes whatever is no header for the end. But zeros end an archive, and only who
+        # reads them too is told that the checksum of a compressed one is wrong.
+        assert archive.fileobj is not None
+        rest = archive.fileobj.read(-1)
+        if not rest or rest.strip(b"\0"):
+            raise tarfile.ReadError("truncated or damaged")

@@ -87,7 +87,12 @@ STAND_INS: dict[tuple[str, str], type] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# A few bytes can ask for a table of any length from the unpickler in C, where this one has a dict.
+class _Unpickler(pickle._Unpickler):
+    dispatch = pickle._Unpickler.dispatch.copy()
+    # Nor may they ask for an array of zeros of any length.
+    del dispatch[pickle.BYTEARRAY8[0]]
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
