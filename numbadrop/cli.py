@@ -214,11 +214,13 @@ def _train(
         schedule = schedule_from(recipe.schedule, recipe.epochs)
     except ValueError as error:
         raise UserError(f"--schedule: {error}") from error
+    data = _load_data(config)
     try:
         augmentation = augmentation_from(recipe.augment)
+        # Here for its errors only, which belong to the option.
+        data.minibatches(recipe.batch_size, augmentation=augmentation)
     except ValueError as error:
         raise UserError(f"--augment: {error}") from error
-    data = _load_data(config)
     print(
         f"{data.name}: {len(data.train_inputs)} training and {len(data.test_inputs)} test samples, "
         f"{data.features} features, {data.classes} classes\n"

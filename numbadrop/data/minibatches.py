@@ -151,7 +151,8 @@ class Minibatches:
             return as_floats(inputs, self.divisor), labels
 
         numbers = range(start, len(self))
-        # Of 128 images of 32 x 32 x 3 bytes, augmenting takes 0.5 ms, which a thread hides where
-        # there is a core to spare. To gather and convert them takes 0.15 ms, a batch of floats
-        # 0.02 ms: no more than it costs to hand them over from thread to thread.
+        # Handing a batch over lengthens a step by 0.1 ms. To gather and convert 128 images of
+        # 32 x 32 x 3 bytes takes about that, and less where they are floats; to augment them takes
+        # several times that, which a thread hides where there is a core to spare
+        # (asv_benchmarks/benchmarks/batches.py).
         yield from map(batch, numbers) if augmentation is None else ahead(batch, numbers)
