@@ -34,9 +34,9 @@ class Augmentation:
     Examples
     --------
     >>> images = np.arange(1, 5, dtype=np.uint8).reshape(1, 2, 2, 1)
-    >>> Augmentation(shift=1)(images, np.random.default_rng(1))[0, :, :, 0]
-    array([[0, 0],
-           [1, 2]], dtype=uint8)
+    >>> Augmentation(shift=1, flip=True)(images, np.random.default_rng(0))[0, :, :, 0]
+    array([[4, 3],
+           [0, 0]], dtype=uint8)
     """
 
     shift: int = 0

@@ -32,8 +32,8 @@ def as_floats(inputs: Array, divisor: float = 1.0) -> Array:
 
     Examples
     --------
-    >>> as_floats(np.array([[0, 51]], dtype=np.uint8), divisor=255)
-    array([[0. , 0.2]], dtype=float32)
+    >>> as_floats(np.array([[0, 8]], dtype=np.uint8), divisor=16)
+    array([[0. , 0.5]], dtype=float32)
     """
     if inputs.dtype.kind == "f":
         return inputs
