@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 EXIT_USAGE, EXIT_INTERRUPTED = UserError.exit_code, 130
 
-DATA_SETS = ("digits", "mnist", "artificial")
+DATA_SETS = ("digits", "mnist", "cifar10", "artificial")
 OPTIMIZERS = ("sgd", "nag", "adam", "adamw")
 OF_DATA: dict[str, dict[str, Any]] = {"digits": {"epochs": 200}}
 """Defaults where they differ from the rest: an epoch of the digits is 15 steps."""
@@ -96,11 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--data",
         metavar="|".join((*DATA_SETS, "PATH")),
-        help="data set: the digits of scikit-learn (default), MNIST, Graham's artificial data, a "
-        "folder with IDX files or an .npz file with x_train, y_train, x_test, y_test",
+        help="data set: the digits of scikit-learn (default), MNIST, CIFAR-10, Graham's artificial "
+        "data, a folder with IDX files, an .npz file with x_train, y_train, x_test, y_test, or "
+        "images in train/CLASS/ and test/CLASS/ of a folder or archive",
     )
-    option("--data-dir", metavar="DIR", help="folder with MNIST's four files; else they are "
-           "downloaded once")  # fmt: skip
+    option("--data-dir", metavar="DIR", help="folder with the files of MNIST or CIFAR-10; else "
+           "they are downloaded once")  # fmt: skip
     option("--validation", type=_count, metavar="N", help="hold out the last N training samples, "
            "and test on them instead of on the test set")  # fmt: skip
     option("--recipe", choices=("graham",), help="start from the reference experiment of Graham et "
@@ -120,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--momentum", type=_fraction, help="of sgd and nag (default 0.9)")
     option("--schedule", metavar="NAME", help="of the learning rate: constant, "
            "exponential[:RATE], cosine (default), step[:EVERY[:FACTOR]]")  # fmt: skip
+    option("--augment", metavar="SHIFT[,flip]", help="move training images by up to SHIFT pixels "
+           "and mirror half of them; 4,flip suits small colour images (default none)")  # fmt: skip
     option("--batch-size", type=_count, metavar="N", help="default 100")
     option("--epochs", type=_count, metavar="N", help="default 20, for the digits 200")
     option("--patience", type=_count, metavar="N", help="stop when the test error has not improved "
@@ -200,7 +203,7 @@ def _train(
     **options: Any,
 ) -> None:
     from numbadrop.train import evaluate, fit
-    from numbadrop.train.recipe import Recipe, schedule_from
+    from numbadrop.train.recipe import Recipe, augmentation_from, schedule_from
     from numbadrop.train.timing import step_times
     from numbadrop.train.warmup import warm_up
 
@@ -212,6 +215,12 @@ def _train(
     except ValueError as error:
         raise UserError(f"--schedule: {error}") from error
     data = _load_data(config)
+    try:
+        augmentation = augmentation_from(recipe.augment)
+        # Here for its errors only, which belong to the option.
+        data.minibatches(recipe.batch_size, augmentation=augmentation)
+    except ValueError as error:
+        raise UserError(f"--augment: {error}") from error
     print(
         f"{data.name}: {len(data.train_inputs)} training and {len(data.test_inputs)} test samples, "
         f"{data.features} features, {data.classes} classes\n"
@@ -227,6 +236,7 @@ def _train(
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
+        augmentation=augmentation,
         reduction=recipe.reduction,
         schedule=schedule,
         patience=patience,
@@ -240,7 +250,7 @@ def _train(
         },
     )
     top_k = 5 if data.classes > 10 else 1
-    result = evaluate(model, data.test_inputs, data.test_labels, top_k=top_k)
+    result = evaluate(model, data.test_inputs, data.test_labels, divisor=data.divisor, top_k=top_k)
     top = f", top-{top_k} error {result.top_k_error:.2%}" if top_k > 1 else ""
     samples = len(data.test_inputs)
     print(
@@ -326,13 +336,15 @@ def _load_data(config: dict[str, Any]) -> Dataset:
     from numbadrop import data
 
     name, data_dir, count = config["data"], config["data_dir"], config["validation"]
-    if data_dir is not None and name != "mnist":
-        raise UserError(f"--data-dir is for --data mnist, got --data {name}")
+    if data_dir is not None and name not in ("mnist", "cifar10"):
+        raise UserError(f"--data-dir is for --data mnist and cifar10, got --data {name}")
     match name:
         case "digits":
             dataset = data.load_digits()
         case "mnist":
             dataset = data.load_mnist(data_dir)
+        case "cifar10":
+            dataset = data.load_cifar10(data_dir)
         case "artificial":
             dataset = data.artificial()
         case path:
@@ -357,6 +369,7 @@ def _described(recipe: Recipe, data: Dataset) -> str:
         f"net {sizes}, {dropout}\n"
         f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), {recipe.reduction} "
         f"loss, batches of {recipe.batch_size}, seed {recipe.seed}"
+        f"{'' if recipe.augment == 'none' else f', augmented by {recipe.augment}'}"
     )
 
 
@@ -394,7 +407,7 @@ def _read_samples(file: Path, features: int, divisor: float) -> NDArray[Any]:
     """Return float32 samples of shape (samples, features)."""
     import numpy as np
 
-    from numbadrop.data import read_idx
+    from numbadrop.data import as_floats, read_idx
     from numbadrop.data.dataset import check_inputs
     from numbadrop.data.files import open_arrays
 
@@ -414,8 +427,7 @@ def _read_samples(file: Path, features: int, divisor: float) -> NDArray[Any]:
         )
     rows = samples.reshape(len(samples), features)
     check_inputs(str(file), rows)
-    scale = 1.0 if rows.dtype.kind == "f" else 1 / divisor
-    return np.multiply(rows, scale, dtype=np.float32)
+    return as_floats(rows, divisor).astype(np.float32, copy=False)
 
 
 def _info() -> None:

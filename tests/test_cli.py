@@ -44,6 +44,21 @@ def npz(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Return a folder of colour images of 4 x 5 pixels."""
+    Image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("images")
+    for name in [
+        f"{part}/{label}/{n}" for part in ("train", "test") for label in "abc" for n in range(9)
+    ]:
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(4, 5, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
 def run(*args):
     """Run a command in this process; return its exit code."""
     try:
@@ -149,6 +164,17 @@ class TestResume:
         again = ["--hidden", "12", "--optimizer", "adam", "--epochs", 5]
         assert run("train", "--resume", "--output", short, *again) == 0
         same_run(short, whole)
+
+    def test_augmented(self, images, tmp_path, capsys):
+        short, whole = tmp_path / "short", tmp_path / "whole"
+        options = ["--data", images, *SMALL, "--augment", "1,flip"]
+        run("train", *options, "--epochs", 1, "--output", short)
+        assert "seed 0, augmented by 1,flip, " in capsys.readouterr().out
+        run("train", *options, "--epochs", 3, "--output", whole)
+        assert run("train", "--resume", "--output", short, "--epochs", 3) == 0
+        same_run(short, whole)
+        assert run("train", "--resume", "--output", short, "--augment", "1") == 2
+        assert "--augment is 1,flip in the run" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("option", "message"),
@@ -295,8 +321,17 @@ class TestMistakes:
             (["train", "--threads", "5000"], r"--threads must be in \[1, \d+\], got 5000"),
             (["train", "--pattern", "odd"], "--pattern: invalid choice: 'odd'"),
             (["train", "--schedule", "odd"], "--schedule: schedule must be constant, .*got 'odd'"),
+            (
+                ["train", "--augment", "4,turn"],
+                "--augment: augment must be none or SHIFT.*got '4,turn'",
+            ),
+            (
+                ["train", "--augment", "8"],
+                r"--augment: shift must be below .*got 8 for .*\(8, 8, 1\)",
+            ),
+            (["train", "--data", "cifar10", "--data-dir", "absent"], "no CIFAR-10 in absent"),
             (["train", "--data", "absent"], "absent: no such file or folder"),
-            (["train", "--data-dir", "x"], "--data-dir is for --data mnist, got --data digits"),
+            (["train", "--data-dir", "x"], "--data-dir is for --data mnist and cifar10, got"),
             (["train", "--data", "mnist", "--data-dir", "absent"], "no train-images-idx3-ubyte"),
             (["train", "--validation", "5000"], r"--validation: count must be in \[1, 1438\)"),
             (["train", "--resume"], "--resume needs --output"),

@@ -106,7 +106,15 @@ class TestMinibatches:
     def test_floats_keep_their_precision(self, dtype):
         x, _ = next(Minibatches(np.eye(4, dtype=dtype), np.arange(4), 4).batches(0))
         assert x.dtype == dtype
-        assert as_floats(x) is x
+        assert as_floats(x, divisor=255) is x
+
+    @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int16, np.uint32, np.int64])
+    def test_whole_numbers_are_divided_in_float32(self, dtype):
+        whole = np.array([[0, 1, 100]]).astype(dtype)
+        floats = as_floats(whole, divisor=255)
+        assert floats.dtype == np.float32
+        np.testing.assert_array_equal(floats, whole.astype(np.float32) * np.float32(1 / 255))
+        np.testing.assert_array_equal(as_floats(whole), whole.astype(np.float32))
 
     @pytest.mark.parametrize(
         ("inputs", "labels", "batch_size", "seed", "message"),
@@ -158,9 +166,35 @@ class TestDataset:
         with pytest.raises(DataError, match=f"mine: .*{message}"):
             Dataset("mine", **{**GOOD, **change}, classes=3)
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"image_shape": (1, 2, 1)}, r"image_shape must be .* of 3 features, got \(1, 2, 1\)"),
+            ({"image_shape": (1, 3)}, r"image_shape must be .* of 3 features, got \(1, 3\)"),
+            ({"image_shape": (-1, -3, 1)}, "image_shape must be"),
+            ({"divisor": 0.0}, "divisor must be above 0, got 0.0"),
+            ({"divisor": np.nan}, "divisor must be above 0, got nan"),
+        ],
+    )
+    def test_bad_description(self, change, message):
+        with pytest.raises(DataError, match=f"mine: {message}"):
+            Dataset("mine", **GOOD, classes=3, **change)
+
+    def test_minibatches_are_what_a_net_sees(self):
+        stored = np.arange(12, dtype=np.uint8).reshape(4, 3)
+        data = Dataset("mine", **{**GOOD, "train_inputs": stored}, classes=3, divisor=16.0)
+        minibatches = data.minibatches(3, seed=7)
+        np.testing.assert_array_equal(
+            minibatches.order(2), Minibatches(stored, stored, 3, 7).order(2)
+        )
+        for x, _ in minibatches.batches(2):
+            assert x.dtype == np.float32
+        np.testing.assert_array_equal(x, stored[minibatches.order(2)[3:]] / 16)
+
     def test_validation_split_leaves_the_test_samples_out(self):
-        data = Dataset("mine", **GOOD, classes=3)
+        data = Dataset("mine", **GOOD, classes=3, divisor=9.0, image_shape=(1, 3, 1))
         split = data.validation_split(1)
+        assert (split.divisor, split.image_shape) == (9.0, (1, 3, 1))
         np.testing.assert_array_equal(split.train_labels, [0, 1, 2])
         np.testing.assert_array_equal(split.test_labels, [0])
         for count in (0, 4):
@@ -235,7 +269,24 @@ class TestLoadIdx:
         assert data.train_inputs.dtype == np.float32
         np.testing.assert_allclose(data.train_inputs, images / 255, rtol=1e-6)
         np.testing.assert_array_equal(data.test_labels, arrays["t10k-labels-idx1-ubyte"])
-        assert (data.classes, data.divisor) == (10, 255.0)
+        assert (data.classes, data.divisor, data.image_shape) == (10, 255.0, (3, 4, 1))
+
+    def test_training_and_test_images_of_different_shape(self, tmp_path):
+        write_idx_folder(tmp_path)
+        images = tmp_path / "t10k-images-idx3-ubyte"
+        images.write_bytes(idx_bytes(np.zeros((5, 4, 3), np.uint8)))
+        with pytest.raises(DataError, match=r"of shape \(3, 4, 1\), test images \(4, 3, 1\)"):
+            load_idx(tmp_path)
+
+    def test_numbers_that_are_not_bytes_are_used_as_they_are(self, tmp_path):
+        write_idx_folder(tmp_path)
+        for name, count in (("train", 7), ("t10k", 5)):
+            pixels = np.full((count, 3, 4), 300, np.int16)
+            (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(idx_bytes(pixels))
+        data = load_idx(tmp_path)
+        assert data.train_inputs.dtype == np.float32
+        assert (data.train_inputs == 300).all()
+        assert data.divisor == 1.0
 
     def test_missing_file(self, tmp_path):
         write_idx_folder(tmp_path)
@@ -282,7 +333,16 @@ class TestLoadPath:
         data = load_path(path)
         assert data.train_inputs.shape == (4, 6)
         assert (data.train_inputs == 1).all()
-        assert (data.classes, data.divisor) == (4, 255.0)
+        assert (data.classes, data.divisor, data.image_shape) == (4, 255.0, (2, 3, 1))
+
+    @pytest.mark.parametrize(
+        ("axes", "shape"), [((6,), None), ((1, 2, 3), (1, 2, 3)), ((1, 1, 2, 3), None)]
+    )
+    def test_axes_of_images(self, axes, shape, tmp_path):
+        path = tmp_path / "mine.npz"
+        images = {key: ARRAYS[key].reshape(-1, *axes) for key in ("x_train", "x_test")}
+        np.savez(path, **{**ARRAYS, **images})
+        assert load_path(path).image_shape == shape
 
     def test_folder(self, tmp_path):
         write_idx_folder(tmp_path)
@@ -296,6 +356,9 @@ class TestLoadPath:
             ({"y_train": np.array([0, 1])}, r"train_labels must be of shape \(4,\)"),
             ({"y_train": np.array([0, 1, -1, 2])}, r"in \[0, 4\), got -1 at position 2"),
             ({"x_test": np.zeros(2)}, r"x_test must be of shape \(samples, ...\)"),
+            ({"x_test": np.zeros((2, 3, 2))}, r"of shape \(2, 3, 1\), test images \(3, 2, 1\)"),
+            ({"x_test": np.zeros((0, 2, 3))}, r"test_inputs must be of shape .*\(0, 6\)"),
+            ({"x_train": np.full((4, 2, 3), "a")}, "train_inputs must be numbers"),
             ({"x_test": np.zeros((2, 5))}, "have 6 features, test_inputs have 5"),
             ({"x_train": np.array([{}] * 4)}, "not a readable"),
         ],
@@ -328,6 +391,7 @@ class TestMnist:
             pytest.skip("NUMBADROP_DATA names no folder with mnist/ in it")
         data = load_mnist(Path(folder) / "mnist")
         assert data.train_inputs.shape == (60000, 784)
+        assert data.image_shape == (28, 28, 1)
         assert data.test_inputs.shape == (10000, 784)
         assert data.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
         # Known mean and deviation of the training pixels.
@@ -367,6 +431,7 @@ class TestDigits:
         pytest.importorskip("sklearn")
         data = load_digits()
         assert data.train_inputs.shape[1] == data.features == 64
+        assert data.image_shape == (8, 8, 1)
         assert (data.train_inputs.min(), data.train_inputs.max()) == (0, 1)
         train, test = np.bincount(data.train_labels), np.bincount(data.test_labels)
         assert train.sum() + test.sum() == 1797

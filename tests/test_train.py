@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numbadrop
-from numbadrop.data import Dataset, Minibatches, artificial
+from numbadrop.data import Augmentation, Dataset, Minibatches, artificial
 from numbadrop.nn import BatchwiseDropout, Dropout, Linear, ReLU, Sequential
 from numbadrop.optim import NAG, SGD, Adam
 from numbadrop.train import (
@@ -36,12 +38,20 @@ from numbadrop.train import (
     top_k_error,
     train_step,
 )
-from numbadrop.train.recipe import Recipe, graham, schedule_from
+from numbadrop.train.recipe import Recipe, augmentation_from, graham, schedule_from
 from numbadrop.train.timing import step_times
 
 pytest.importorskip("safetensors")
 
 DATA = artificial(4, 200, 60, features=20, steps=4, noise=0.1)
+# The same as images of 4 x 5 bytes, which give the same floats.
+BYTES = replace(
+    DATA,
+    train_inputs=17 * DATA.train_inputs,
+    test_inputs=17 * DATA.test_inputs,
+    divisor=17.0,
+    image_shape=(4, 5, 1),
+)
 OPTIMIZERS = {
     "sgd": lambda params: SGD(params, lr=0.05, momentum=0.9, nesterov=True),
     "nag": lambda params: NAG(params, lr=0.3),
@@ -154,6 +164,19 @@ class TestFit:
             assert metrics.train_error == train.error
             assert metrics.test_error == test.error
             assert 0 < metrics.step_ms_median <= 1e3 * metrics.seconds
+
+    def test_bytes_are_divided_wherever_they_are_drawn(self, tmp_path):
+        (model, optimizer), (same, other) = make(), make()
+        history = fit(model, optimizer, DATA, **RUN)
+        assert without_times(fit(same, other, BYTES, **RUN)) == without_times(history)
+        stored = {"divisor": BYTES.divisor, "batch_size": 7}
+        left = evaluate(model, DATA.test_inputs, DATA.test_labels, batch_size=7)
+        assert left == evaluate(same, BYTES.test_inputs, BYTES.test_labels, **stored)
+
+    def test_augmentation_changes_training(self):
+        plain = fit(*make(), BYTES, **RUN)
+        changed = fit(*make(), BYTES, **RUN, augmentation=Augmentation(1, flip=True))
+        assert plain[0].train_loss != changed[0].train_loss
 
     def test_files(self, tmp_path):
         folder = tmp_path / "new" / "run"
@@ -329,6 +352,21 @@ class TestResume:
                 fit(*make(), DATA, **run)
         assert_same_checkpoint(tmp_path, uninterrupted["nag", BatchwiseDropout])
 
+    def test_augmented_bytes(self, tmp_path):
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        run = {**RUN, "augmentation": Augmentation(1, flip=True)}
+        fit(*make(), BYTES, **run, output=whole)
+
+        def schedule(epoch):
+            if round(epoch * STEPS) == 9:
+                signal.raise_signal(signal.SIGINT)
+            return 1.0
+
+        with pytest.raises(TrainingInterrupted):
+            fit(*make(), BYTES, **run, output=parts, schedule=schedule)
+        fit(*make(), BYTES, **run, output=parts, resume=True)
+        assert_same_checkpoint(parts, whole)
+
     def test_to_more_epochs(self, tmp_path, uninterrupted):
         short = {**RUN, "epochs": 2}
         fit(*make(), DATA, **short, output=tmp_path, schedule=SCHEDULE)
@@ -387,15 +425,20 @@ class TestResume:
         [
             ({"seed": 6}, "nag", "another run: seed 5 there, 6 here"),
             ({"batch_size": 50}, "nag", "another run: batch_size 32 there, 50 here"),
+            (
+                {"augmentation": Augmentation(1)},
+                "nag",
+                r"another run: augmentation None there, \{'shift': 1, 'flip': False\} here",
+            ),
             ({"reduction": "sum"}, "nag", "another run: reduction 'mean' there, 'sum' here"),
             ({}, "sgd", "another run: optimizer 'NAG' there, 'SGD' here"),
         ],
     )
     def test_another_run(self, change, optimizer, message, tmp_path):
-        fit(*make(), DATA, **{**RUN, "epochs": 1}, output=tmp_path)
+        fit(*make(), BYTES, **{**RUN, "epochs": 1}, output=tmp_path)
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         with pytest.raises(CheckpointError, match=message):
-            fit(*make(optimizer), DATA, **{**RUN, **change}, output=tmp_path, resume=True)
+            fit(*make(optimizer), BYTES, **{**RUN, **change}, output=tmp_path, resume=True)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -724,6 +767,24 @@ class TestRecipe:
     def test_bad_schedule(self, text):
         with pytest.raises(ValueError, match="must be"):
             schedule_from(text, epochs=9)
+
+    @pytest.mark.parametrize(
+        ("text", "augmentation"),
+        [
+            ("none", None),
+            ("2", Augmentation(2)),
+            ("0,flip", Augmentation(0, flip=True)),
+            ("4,flip", Augmentation(4, flip=True)),
+        ],
+    )
+    def test_augmentation(self, text, augmentation):
+        assert augmentation_from(text) == augmentation
+
+    @pytest.mark.parametrize("text", ["", "flip", "-1", "2.5", "4,", "4,turn", "4,flip,flip"])
+    def test_bad_augmentation(self, text):
+        message = f"augment must be none or SHIFT[,flip], such as 4,flip, got {text!r}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            augmentation_from(text)
 
 
 class TestPictures:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numbadrop.data.augmentation import Augmentation
+from numbadrop.data.floats import as_floats
+from numbadrop.data.minibatches import Minibatches
 from numbadrop.errors import UserError
 
 __all__ = ["DataError", "Dataset"]
@@ -27,19 +31,22 @@ class Dataset:
     ----------
     name : str
     train_inputs, test_inputs : ndarray, shape (samples, features)
-        Floats; or small whole numbers, which minibatches cast to float32 as they are.
+        Floats, or small whole numbers. Images are flattened, their channels innermost.
     train_labels, test_labels : ndarray of int, shape (samples,)
         In ``[0, classes)``.
     classes : int
     divisor : float, default 1
-        What whole numbers of the original data were divided by to give the inputs: 255 where
-        bytes became floats in [0, 1]. `predict` does the same to a file of whole numbers.
+        What whole numbers of this data are divided by to become the floats that a net sees: 255
+        where bytes become floats in [0, 1]. That was done already to inputs stored as floats, and
+        is done to others batch by batch.
+    image_shape : tuple of int, optional
+        Height, width and channels, where the inputs are images.
 
     Raises
     ------
     DataError
-        If shapes or lengths do not fit together, there are no samples, an input is not finite, or
-        a label is not an integer in ``[0, classes)``.
+        If shapes or lengths do not fit together, there are no samples, an input is not finite,
+        `divisor` is not above 0, or a label is not an integer in ``[0, classes)``.
 
     Examples
     --------
@@ -56,6 +63,7 @@ class Dataset:
     test_labels: Array
     classes: int
     divisor: float = 1.0
+    image_shape: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -67,11 +75,45 @@ class Dataset:
                 f"{self.name}: train_inputs have {self.features} features, "
                 f"test_inputs have {self.test_inputs.shape[1]}"
             )
+        if not self.divisor > 0:
+            raise DataError(f"{self.name}: divisor must be above 0, got {self.divisor}")
+        shape = self.image_shape
+        if shape is not None and (
+            len(shape) != 3 or min(shape) < 1 or math.prod(shape) != self.features
+        ):
+            raise DataError(
+                f"{self.name}: image_shape must be (height, width, channels) of {self.features} "
+                f"features, got {shape}"
+            )
 
     @property
     def features(self) -> int:
         """Number of input units."""
         return int(self.train_inputs.shape[1])
+
+    def minibatches(
+        self, batch_size: int, seed: int = 0, augmentation: Augmentation | None = None
+    ) -> Minibatches:
+        """Return the training samples as `Minibatches` of the floats that a net sees.
+
+        Raises
+        ------
+        DataError
+            If `augmentation` is given and the inputs are not images.
+        ValueError
+            If an argument is out of range.
+        """
+        if augmentation is not None and self.image_shape is None:
+            raise DataError(f"{self.name}: augmentation needs images, image_shape is None")
+        return Minibatches(
+            self.train_inputs,
+            self.train_labels,
+            batch_size,
+            seed,
+            divisor=self.divisor,
+            augmentation=augmentation,
+            image_shape=self.image_shape,
+        )
 
     def validation_split(self, count: int) -> Dataset:
         """Return a data set that tests on the last `count` training samples instead.
@@ -95,12 +137,65 @@ class Dataset:
         )
 
 
+def dataset_of(
+    name: str,
+    train: Array,
+    train_labels: Array,
+    test: Array,
+    test_labels: Array,
+    classes: int,
+) -> Dataset:
+    """Return the data set of samples with any axes: bytes become floats in [0, 1].
+
+    Samples with two axes are images of one channel, with three, images with channels.
+
+    Raises
+    ------
+    DataError
+        As `Dataset` does, and if training and test images differ in shape.
+    """
+    shape, test_shape = _image_shape(train), _image_shape(test)
+    if shape is not None and test_shape is not None and shape != test_shape:
+        raise DataError(f"{name}: training images are of shape {shape}, test images {test_shape}")
+    return Dataset(
+        name,
+        _rows_of_floats(train),
+        train_labels.astype(np.int64),
+        _rows_of_floats(test),
+        test_labels.astype(np.int64),
+        classes,
+        divisor=_divisor(train),
+        image_shape=shape,
+    )
+
+
+def _image_shape(samples: Array) -> tuple[int, int, int] | None:
+    match samples.shape[1:]:
+        case (height, width):
+            return height, width, 1
+        case (height, width, channels):
+            return height, width, channels
+    return None
+
+
+def _rows_of_floats(samples: Array) -> Array:
+    rows = samples.reshape(len(samples), math.prod(samples.shape[1:]))
+    # What is not numbers at all, `Dataset` refuses by name.
+    return as_floats(rows, _divisor(rows)) if rows.dtype.kind in "iub" else rows
+
+
+def _divisor(samples: Array) -> float:
+    return 255.0 if samples.dtype == np.uint8 else 1.0
+
+
 def check_inputs(name: str, inputs: Array) -> None:
     """Raise DataError unless `inputs` are finite numbers of shape (samples, features)."""
     if inputs.ndim != 2 or 0 in inputs.shape:
         raise DataError(f"{name} must be of shape (samples, features), got shape {inputs.shape}")
     if inputs.dtype.kind not in "fiub":
         raise DataError(f"{name} must be numbers, got dtype {inputs.dtype}")
+    if inputs.dtype.kind != "f":
+        return
     finite = np.isfinite(inputs).all(axis=1)
     if not finite.all():
         at = int(np.argmin(finite))

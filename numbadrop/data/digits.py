@@ -51,6 +51,7 @@ def load_digits() -> Dataset:
         labels[is_test],
         classes=10,
         divisor=16.0,
+        image_shape=(8, 8, 1),
     )
 
 

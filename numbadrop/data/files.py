@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbadrop.data.dataset import DataError, Dataset
-from numbadrop.data.idx import load_idx, pixels_to_floats
+from numbadrop.data.dataset import DataError, Dataset, dataset_of
+from numbadrop.data.idx import load_idx
+from numbadrop.data.image_folder import is_image_folder, load_image_folder
 
 __all__ = ["load_path", "open_arrays"]
 
@@ -20,13 +21,15 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def load_path(path: str | Path) -> Dataset:
-    """Load a data set from a folder of IDX files or from an ``.npz`` file.
+    """Load a data set from a folder of IDX files, an ``.npz`` file or sorted images.
 
     Parameters
     ----------
     path : path
-        A folder as `load_idx` reads it, or an ``.npz`` file with the arrays ``x_train``,
-        ``y_train``, ``x_test`` and ``y_test``. All axes but the first are flattened.
+        A folder as `load_idx` reads it, a folder or archive as `load_image_folder` does, or an
+        ``.npz`` file with the arrays ``x_train``, ``y_train``, ``x_test`` and ``y_test``. All axes
+        but the first are flattened; where they are two or three, the samples are images of shape
+        (height, width) or (height, width, channels).
 
     Returns
     -------
@@ -40,6 +43,8 @@ def load_path(path: str | Path) -> Dataset:
         If the path does not exist or what is in it cannot be used.
     """
     path = Path(path)
+    if is_image_folder(path):
+        return load_image_folder(path)
     if path.is_dir():
         return load_idx(path)
     if not path.is_file():
@@ -60,15 +65,8 @@ def load_path(path: str | Path) -> Dataset:
             raise DataError(
                 f"{path}: {key} must be of shape (samples, ...), got shape {inputs.shape}"
             )
-    return Dataset(
-        str(path),
-        pixels_to_floats(x_train),
-        y_train.astype(np.int64),
-        pixels_to_floats(x_test),
-        y_test.astype(np.int64),
-        classes=int(max(y_train.max(), y_test.max())) + 1,
-        divisor=255.0 if x_train.dtype == np.uint8 else 1.0,
-    )
+    classes = int(max(y_train.max(), y_test.max())) + 1
+    return dataset_of(str(path), x_train, y_train, x_test, y_test, classes)
 
 
 def open_arrays(path: Path) -> dict[str, Array]:

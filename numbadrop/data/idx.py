@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbadrop.data.dataset import DataError, Dataset, check_labels
+from numbadrop.data.dataset import DataError, Dataset, check_labels, dataset_of
 
-__all__ = ["IDX_FILES", "load_idx", "pixels_to_floats", "read_idx"]
+__all__ = ["IDX_FILES", "load_idx", "read_idx"]
 
 Array = NDArray[Any]
 
@@ -100,20 +100,18 @@ def load_idx(folder: str | Path, classes: int = 10) -> Dataset:
     Returns
     -------
     Dataset
-        float32 inputs, one row an image. Pixels stored as bytes are scaled to [0, 1].
+        Inputs are floats, one row an image. Pixels stored as bytes are scaled to [0, 1].
 
     Raises
     ------
     DataError
-        If a file is missing or broken, images and labels differ in number, or a label is not in
-        ``[0, classes)``. The message names the file.
+        If a file is missing or broken, images and labels differ in number, training and test
+        images in shape, or a label is not in ``[0, classes)``. The message names the file.
     """
     folder = Path(folder)
-    train_inputs, train_labels = _images_and_labels(folder, *IDX_FILES[:2], classes)
-    test_inputs, test_labels = _images_and_labels(folder, *IDX_FILES[2:], classes)
-    return Dataset(
-        folder.name, train_inputs, train_labels, test_inputs, test_labels, classes, divisor=255.0
-    )
+    train_images, train_labels = _images_and_labels(folder, *IDX_FILES[:2], classes)
+    test_images, test_labels = _images_and_labels(folder, *IDX_FILES[2:], classes)
+    return dataset_of(folder.name, train_images, train_labels, test_images, test_labels, classes)
 
 
 def _images_and_labels(
@@ -130,7 +128,7 @@ def _images_and_labels(
             f"{images_path} has {len(images)} images, {labels_path} has {len(labels)} labels"
         )
     check_labels(str(labels_path), labels, len(images), classes)
-    return pixels_to_floats(images), labels.astype(np.int64)
+    return images, labels
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -138,11 +136,3 @@ def _find(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise DataError(f"no {name} or {name}.gz in {folder}, the four files {', '.join(IDX_FILES)}")
-
-
-def pixels_to_floats(images: Array) -> Array:
-    """Return one row of floats an image: bytes as float32 in [0, 1], floats as they are."""
-    rows = images.reshape(len(images), -1)
-    if rows.dtype == np.uint8:
-        return np.multiply(rows, np.float32(1 / 255), dtype=np.float32)
-    return rows if rows.dtype.kind == "f" else rows.astype(np.float32)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbadrop.autograd import no_grad
-from numbadrop.data import Dataset, Minibatches, as_floats
+from numbadrop.data import Augmentation, Dataset, as_floats
 from numbadrop.errors import UserError
 from numbadrop.nn import Module, cross_entropy
 from numbadrop.optim import Optimizer
@@ -94,6 +94,7 @@ def fit(
     epochs: int,
     batch_size: int = 100,
     seed: int = 0,
+    augmentation: Augmentation | None = None,
     reduction: Reduction = "mean",
     schedule: Callable[[float], float] | None = None,
     patience: int | None = None,
@@ -116,7 +117,10 @@ def fit(
         How many there shall be in the end; those of a resumed run count.
     batch_size : int, default 100
     seed : int, default 0
-        Of the order of the samples; see `Minibatches`. Dropout draws from the model's generator.
+        Of the order of the samples and their augmentation; see `Minibatches`. Dropout draws from
+        the model's generator.
+    augmentation : Augmentation, optional
+        Of the training images.
     reduction : {"mean", "sum"}, default "mean"
         How the losses of a batch become one. With "sum", learning rates are smaller by a factor
         of the batch size.
@@ -177,12 +181,13 @@ def fit(
         raise ValueError(f"patience must be at least 1, got {patience}")
     if resume and output is None:
         raise ValueError("resume needs output, the folder of the run")
-    minibatches = Minibatches(data.train_inputs, data.train_labels, batch_size, seed)
+    minibatches = data.minibatches(batch_size, seed, augmentation)
     samples, steps = len(data.train_inputs), len(minibatches)
     identity = {
         "samples": samples,
         "batch_size": batch_size,
         "seed": seed,
+        "augmentation": None if augmentation is None else asdict(augmentation),
         "reduction": reduction,
         "optimizer": type(optimizer).__name__,
     }
@@ -226,7 +231,9 @@ def fit(
                     epoch=run.epoch + 1,
                     train_loss=run.loss_sum / samples,
                     train_error=run.misses / samples,
-                    test_error=evaluate(model, data.test_inputs, data.test_labels).error,
+                    test_error=evaluate(
+                        model, data.test_inputs, data.test_labels, divisor=data.divisor
+                    ).error,
                     seconds=run.seconds,
                     step_ms_median=1e3 * median(step_seconds),
                 )
@@ -282,7 +289,13 @@ def train_step(
 
 
 def evaluate(
-    model: Module, inputs: Array, labels: Array, *, top_k: int = 1, batch_size: int = 1000
+    model: Module,
+    inputs: Array,
+    labels: Array,
+    *,
+    divisor: float = 1.0,
+    top_k: int = 1,
+    batch_size: int = 1000,
 ) -> Evaluation:
     """Measure a classifier without dropout. The model and its mode stay as they are.
 
@@ -291,6 +304,8 @@ def evaluate(
     model : Module
     inputs : ndarray, shape (samples, features)
     labels : ndarray of int, shape (samples,)
+    divisor : float, default 1
+        That of the `Dataset`: what `inputs` are divided by if they are whole numbers.
     top_k : int, default 1
         A sample counts in `top_k_error` if its label is not among so many highest scores.
     batch_size : int, default 1000
@@ -314,7 +329,7 @@ def evaluate(
     with no_grad(), _mode(model, training=False), _quiet_overflow():
         scores = np.concatenate(
             [
-                model(as_floats(inputs[first : first + batch_size])).value
+                model(as_floats(inputs[first : first + batch_size], divisor)).value
                 for first in range(0, len(inputs), batch_size)
             ]
         )

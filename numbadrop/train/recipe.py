@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal, Self
 
+from numbadrop.data import Augmentation
 from numbadrop.nn import BatchwiseDropout, Dropout, Linear, Module, ReLU, Sequential
 from numbadrop.optim import NAG, SGD, Adam, AdamW, Optimizer, schedules
 
-__all__ = ["LEARNING_RATES", "Recipe", "graham", "schedule_from"]
+__all__ = ["LEARNING_RATES", "Recipe", "augmentation_from", "graham", "schedule_from"]
 
 Pattern = Literal["batchwise", "independent", "none"]
 
@@ -38,6 +39,8 @@ class Recipe:
         For "sgd" and "nag".
     schedule : str
         As `schedule_from` reads it.
+    augment : str
+        As `augmentation_from` reads it.
     batch_size, epochs, seed : int
     reduction : {"mean", "sum"}
         How the losses of a batch become one.
@@ -53,6 +56,7 @@ class Recipe:
     lr: float = LEARNING_RATES["nag"]
     momentum: float = 0.9
     schedule: str = "cosine"
+    augment: str = "none"
     batch_size: int = 100
     epochs: int = 20
     seed: int = 0
@@ -188,3 +192,29 @@ def schedule_from(text: str, epochs: int) -> Callable[[float], float]:
         "schedule must be constant, exponential[:RATE], cosine or step[:EVERY[:FACTOR]], "
         f"got {text!r}"
     )
+
+
+def augmentation_from(text: str) -> Augmentation | None:
+    """Return the augmentation that a text names.
+
+    Parameters
+    ----------
+    text : str
+        ``none``, or ``SHIFT[,flip]``: move images by up to SHIFT pixels, and mirror half of them.
+
+    Raises
+    ------
+    ValueError
+        If the text is neither.
+
+    Examples
+    --------
+    >>> augmentation_from("4,flip")
+    Augmentation(shift=4, flip=True)
+    """
+    shift, *rest = text.split(",")
+    if text == "none":
+        return None
+    if shift.isdecimal() and rest in ([], ["flip"]):
+        return Augmentation(int(shift), flip=bool(rest))
+    raise ValueError(f"augment must be none or SHIFT[,flip], such as 4,flip, got {text!r}")

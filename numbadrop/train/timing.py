@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 
-from numbadrop.data import Dataset, Minibatches
+from numbadrop.data import Dataset
 from numbadrop.train.fit import train_step
 from numbadrop.train.recipe import Recipe
 
@@ -38,7 +38,7 @@ def step_times(recipes: Mapping[str, Recipe], data: Dataset, rounds: int = 41) -
         for name, recipe in recipes.items()
     }
     batch_size = next(iter(recipes.values())).batch_size
-    minibatches = Minibatches(data.train_inputs, data.train_labels, batch_size)
+    minibatches = data.minibatches(batch_size)
     times: dict[str, list[float]] = {name: [] for name in recipes}
     uncounted = rounds // 10 + 1
     for number in range(uncounted + rounds):

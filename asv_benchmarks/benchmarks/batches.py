@@ -1,0 +1,33 @@
+"""Minibatches of images, without a net that takes them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numbadrop.data import Augmentation, Minibatches
+
+BATCH, BATCHES = 128, 50
+SHAPE = (32, 32, 3)
+
+
+class Batches:
+    """Fifty batches of 128 images of 32 x 32 x 3 numbers."""
+
+    params = ("floats", "bytes", "augmented bytes")
+    param_names = ("inputs",)
+
+    def setup(self, inputs: str) -> None:
+        rng = np.random.default_rng(0)
+        images = rng.integers(256, size=(BATCH * BATCHES, np.prod(SHAPE)), dtype=np.uint8)
+        self.minibatches = Minibatches(
+            images / np.float32(255) if inputs == "floats" else images,
+            np.zeros(len(images), int),
+            BATCH,
+            divisor=255,
+            augmentation=Augmentation(4, flip=True) if "augmented" in inputs else None,
+            image_shape=SHAPE,
+        )
+
+    def time_batches(self, _: str) -> None:
+        for _batch in self.minibatches.batches(epoch=0):
+            pass
