@@ -242,6 +242,21 @@ class IndexSet:
             return self
         return self._trusted(np.flatnonzero(self.mask() | other.mask()), self.size)
 
+    def repeated(self, times: int) -> IndexSet:
+        """Return the set on an axis that is so many copies of this one, one behind the other.
+
+        Examples
+        --------
+        >>> IndexSet([0, 2], 3).repeated(2)
+        IndexSet([0 2 3 5], size=6)
+        """
+        if times < 1:
+            raise ValueError(f"times must be at least 1, got {times}")
+        if self.is_all:
+            return self.all(times * self.size)
+        starts = np.arange(0, times * self.size, self.size)
+        return self._trusted((starts[:, None] + self.indices).ravel(), times * self.size)
+
     def _check_same_axis(self, other: IndexSet) -> None:
         if self.size != other.size:
             raise ValueError(f"other is a set of {other.size} units, this axis has {self.size}")
