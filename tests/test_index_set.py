@@ -178,3 +178,16 @@ class TestIndexSet:
     def test_repr_makes_it_again_or_is_short(self):
         assert repr(IndexSet.all(4)) == "IndexSet.all(4)"
         assert len(repr(IndexSet(np.arange(0, 10_000, 3), 10_000))) < 80
+
+
+@given(kept=st.sets(st.integers(0, 4), min_size=1), times=st.integers(1, 4))
+def test_repeated(kept, times):
+    units = IndexSet(sorted(kept), 5)
+    repeated = units.repeated(times)
+    assert repeated == IndexSet(np.tile(units.mask(), times), 5 * times)
+    assert repeated.is_all == units.is_all
+
+
+def test_repeated_no_times():
+    with pytest.raises(ValueError, match="times must be at least 1, got 0"):
+        IndexSet.all(3).repeated(0)

@@ -142,6 +142,13 @@ class BatchNorm1d(_BatchNorm):
     features, eps, momentum, affine, dtype
         As for `torch.nn.BatchNorm1d`.
 
+    Notes
+    -----
+    Behind a product whose inputs are dropped, the running variance is that of training, which is
+    larger than without dropout (X. Li et al., "Understanding the disharmony between dropout and
+    batch normalization by variance shift", CVPR 2019). Dropout behind the last normalization of a
+    net has no such effect.
+
     References
     ----------
     S. Ioffe, C. Szegedy, "Batch normalization: accelerating deep network training by reducing

@@ -92,11 +92,11 @@ class Unflatten(Module):
             If `x` is of another shape, or units are missing.
         """
         x = Activation.of(x)
+        if not x.units.is_all:
+            raise ValueError(f"x must have all of its {x.units.size} units, got {len(x.units)}")
         if x.value.shape[1:] not in (self.shape, (math.prod(self.shape),)):
             raise ValueError(
                 f"x must have shape (batch, {math.prod(self.shape)}) or (batch, "
                 f"{', '.join(map(str, self.shape))}), got {x.value.shape}"
             )
-        if not x.units.is_all:
-            raise ValueError(f"x must have all of its {x.units.size} units, got {len(x.units)}")
         return Activation.of(ops.unflatten(x.values, self.shape, self.layout)).take(units)
