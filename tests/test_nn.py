@@ -337,6 +337,14 @@ class TestBatchNorm:
         assert np.isfinite(layer.eval()(IMAGES, KEPT).value).all()
         assert np.isfinite(y.value).all()
 
+    def test_factors_are_brought_up_to_date_before_they_are_read(self):
+        layer, asked = BatchNorm1d(4), []
+        for parameter in layer.parameters():
+            parameter.before_read = lambda *index: asked.append(index)
+        units = IndexSet([0, 2], 4)
+        layer(X, units)
+        assert asked == [(units,)] * 2
+
     def test_eval_changes_nothing(self):
         layer = BatchNorm1d(4).eval()
         before = layer.state_dict()
