@@ -65,6 +65,25 @@ def laid_out(values: Array, layout: str, fill: float = np.nan) -> tuple[Array, A
     return array, memory
 
 
+def in_layout(values: Array, layout: str) -> Array:
+    """Return a copy of images with a layout in memory; NaN is what lies between their elements."""
+    if layout == "channels first":
+        return values.transpose(0, 3, 1, 2).copy().transpose(0, 2, 3, 1)
+    if layout == "reversed":
+        return values[::-1, ::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1, ::-1]
+    if layout == "spread":
+        memory = np.full([2 * n for n in values.shape], np.nan, values.dtype)
+        memory[::2, 1::2, ::2, 1::2] = values
+        return memory[::2, 1::2, ::2, 1::2]
+    if layout == "unaligned":
+        memory = np.zeros(values.nbytes + 1, np.uint8)
+        memory[1:] = np.frombuffer(values.tobytes(), np.uint8)
+        return memory[1:].view(values.dtype).reshape(values.shape)
+    copy = values.copy()
+    copy.flags.writeable = layout != "read-only"
+    return copy
+
+
 def make_set(kind: str, size: int, rng: np.random.Generator) -> IndexSet | None:
     """Return an index set on an axis of `size` units; an empty axis has none."""
     if kind == "none" or size == 0:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbadrop.index_set import IndexSet, check_indices
+from numbadrop.index_set import IndexSet, as_matrix_index, check_indices
 
 
 @st.composite
@@ -178,3 +178,20 @@ class TestIndexSet:
     def test_repr_makes_it_again_or_is_short(self):
         assert repr(IndexSet.all(4)) == "IndexSet.all(4)"
         assert len(repr(IndexSet(np.arange(0, 10_000, 3), 10_000))) < 80
+
+
+@given(rows=st.sets(st.integers(0, 3), min_size=1), cols=st.sets(st.integers(0, 4), min_size=1))
+def test_outer(rows, cols):
+    left, right = IndexSet(sorted(rows), 4), IndexSet(sorted(cols), 5)
+    pairs = left.outer(right)
+    assert pairs == IndexSet(np.outer(left.mask(), right.mask()).ravel(), 20)
+    assert pairs.is_all == (left.is_all and right.is_all)
+
+
+def test_a_block_as_one_of_a_matrix():
+    one, two = IndexSet([1], 3), IndexSet([0, 2], 4)
+    assert as_matrix_index((), (2, 3, 4)) == (None, None)
+    assert as_matrix_index((two,), (4,)) == (None, two)
+    assert as_matrix_index((one, two), (3, 4)) == (one, two)
+    assert as_matrix_index((None, None, two), (2, 3, 4)) == (None, two)
+    assert as_matrix_index((None, one, None), (2, 3, 4)) == (IndexSet([1, 4], 6), None)

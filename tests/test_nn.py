@@ -12,11 +12,17 @@ from numbadrop.autograd import Block, Variable, no_grad
 from numbadrop.index_set import IndexSet
 from numbadrop.nn import (
     Activation,
+    AvgPool2d,
+    BatchNorm1d,
+    BatchNorm2d,
     BatchwiseDropout,
+    Buffer,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
     LeakyReLU,
     Linear,
+    MaxPool2d,
     Module,
     Parameter,
     Pattern,
@@ -25,6 +31,7 @@ from numbadrop.nn import (
     Sequential,
     Sigmoid,
     Tanh,
+    Unflatten,
     cross_entropy,
     mse,
 )
@@ -159,11 +166,244 @@ class TestUnitwise:
         units = IndexSet([1, 5], 6)
         np.testing.assert_array_equal(Flatten()(images, units).value, [[1, 5], [7, 11]])
         assert Flatten()(images[:0]).value.shape == (0, 6)
-        kept = Activation.of(images).take(IndexSet([0], 2))
-        with pytest.raises(ValueError, match="x must have all of its 2 units, got 1"):
-            Flatten()(kept)
+        with pytest.raises(
+            ValueError, match=r"x must have no empty axis but the first, got .*0, 2"
+        ):
+            Flatten()(images[:, :0])
         flat = Activation.of(X).take(IndexSet([1], 4))
         assert Flatten()(flat) is flat
+
+
+IMAGES = np.random.default_rng(0).standard_normal((3, 5, 4, 6)).astype(np.float32)
+KEPT = IndexSet([1, 2, 5], 6)
+
+
+class ToImages(Module):
+    """Makes images out of vectors, and remembers which units it was asked for."""
+
+    def __call__(self, x, units=None):
+        self.asked = units
+        return Activation.of(IMAGES).take(units)
+
+    def out_units(self, units):
+        return IndexSet.all(6)
+
+
+class TestImages:
+    @pytest.mark.parametrize("wanted", [None, IndexSet([2, 5], 6)])
+    def test_flatten_of_some_channels(self, wanted):
+        flat = Flatten()(Activation.of(IMAGES).take(KEPT))
+        assert flat.units == IndexSet(np.tile(KEPT.mask(), 20), 120)
+        masked = np.where(KEPT.mask(), IMAGES, 0).reshape(3, 120)
+        np.testing.assert_array_equal(flat.dense(), masked)
+        if wanted is not None:
+            part = Flatten()(Activation.of(IMAGES).take(KEPT), IndexSet.all(20).outer(wanted))
+            assert part.units == IndexSet.all(20).outer(wanted)
+            np.testing.assert_array_equal(part.value, masked[:, part.units.indices])
+            with pytest.raises(ValueError, match="unit 0 of other is not in this set"):
+                Flatten()(Activation.of(IMAGES).take(KEPT), IndexSet([0], 120))
+
+    def test_linear_behind_flatten_uses_the_rows_of_the_channels_there(self):
+        layer = Linear(120, 2).seed(0)
+        flat = Flatten()(Activation.of(IMAGES).take(KEPT))
+        expected = flat.dense() @ layer.weight.value
+        layer.weight.value[~flat.units.mask()] = np.nan
+        np.testing.assert_allclose(layer(flat).value, expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+    @pytest.mark.parametrize("flat", [True, False])
+    def test_unflatten(self, layout, flat):
+        given_ = IMAGES if layout == "NHWC" else IMAGES.transpose(0, 3, 1, 2)
+        layer = Unflatten(given_.shape[1:], layout)
+        x = Variable(given_.reshape(3, -1) if flat else given_, requires_grad=True)
+        y = layer(x)
+        np.testing.assert_array_equal(y.value, IMAGES)
+        assert y.value.flags.c_contiguous
+        assert layer(x, KEPT).units == KEPT
+        y.values.backward(IMAGES)
+        np.testing.assert_array_equal(x.grad, x.value)
+        assert layer(x.value[:0]).value.shape == (0, 5, 4, 6)
+
+    def test_unflatten_bad_input(self):
+        with pytest.raises(
+            ValueError, match=r"x must have shape \(batch, 120\) or \(batch, 6, 5, 4\)"
+        ):
+            Unflatten((6, 5, 4), "NCHW")(IMAGES)
+        with pytest.raises(ValueError, match="x must have all of its 6 units, got 3"):
+            Unflatten((5, 4, 6), "NHWC")(Activation(Variable(IMAGES[..., :3]), KEPT))
+        with pytest.raises(ValueError, match="layout must be 'NHWC' or 'NCHW', got 'CHWN'"):
+            Unflatten((6, 5, 4), "CHWN")
+        with pytest.raises(ValueError, match=r"shape must be \(units, height, width\), each at"):
+            Unflatten((5, 4), "NCHW")
+        with pytest.raises(ValueError, match=r"shape must be \(height, width, units\), .* \(0, 4"):
+            Unflatten((0, 4, 6), "NHWC")
+
+    @pytest.mark.parametrize(
+        ("layer", "function"),
+        [
+            (MaxPool2d(2), lambda x: ops.max_pool2d(x, 2).value),
+            (AvgPool2d(3, 1, (1, 0)), lambda x: ops.avg_pool2d(x, 3, 1, (1, 0)).value),
+            (GlobalAvgPool2d(), lambda x: x.mean(axis=(1, 2))),
+        ],
+    )
+    def test_pooling_treats_each_unit_alone(self, layer, function):
+        y = layer(IMAGES, KEPT)
+        assert y.units == KEPT
+        np.testing.assert_allclose(y.dense(), function(IMAGES) * KEPT.mask(), rtol=1e-5, atol=1e-6)
+        with pytest.raises(ValueError, match=r"x must have shape \(batch, height, width, units\)"):
+            layer(X)
+
+    def test_pooling_refuses_a_window_at_once(self):
+        with pytest.raises(
+            ValueError, match=r"padding must be in \[0, size / 2\], got 2 with size 3"
+        ):
+            MaxPool2d(3, 1, 2)
+
+    def test_sum_of_images(self):
+        x = Activation(Variable(IMAGES[..., :3], True), KEPT)
+        total = x + Activation(Variable(IMAGES[..., 3:], True), KEPT)
+        assert total.units == KEPT
+        np.testing.assert_array_equal(total.value, IMAGES[..., :3] + IMAGES[..., 3:])
+        total.values.backward(IMAGES[..., :3])
+        np.testing.assert_array_equal(x.values.grad, IMAGES[..., :3])
+        y = Residual(Sequential(BatchNorm2d(6), ReLU()))(x)
+        assert y.units == KEPT
+        normal = IMAGES[..., :3] - IMAGES[..., :3].mean(axis=(0, 1, 2))
+        normal /= normal.std(axis=(0, 1, 2))
+        np.testing.assert_allclose(y.value, x.value + np.maximum(normal, 0), rtol=1e-3, atol=1e-4)
+
+    def test_dropout_is_drawn_before_what_makes_the_images(self):
+        producer = ToImages()
+        tail = BatchNorm2d(6), ReLU(), MaxPool2d(2), GlobalAvgPool2d(), BatchwiseDropout(0.5)
+        net = Sequential(producer, *tail).seed(0)
+        units = net(X).units
+        assert len(units) == 3
+        assert producer.asked == units
+
+    def test_dropout_behind_flatten(self):
+        net = Sequential(ToImages(), BatchwiseDropout(0.5), Flatten(), BatchwiseDropout(0.5))
+        y = net.seed(0)(X)
+        channels = IndexSet.all(20).outer(net.layers[0].asked)
+        assert len(y.units) == 30
+        assert (channels.mask() >= y.units.mask()).all()
+        expected = 4 * IMAGES.reshape(3, 120)[:, y.units.indices]
+        np.testing.assert_allclose(y.value, expected, rtol=1e-6)
+
+    def test_a_linear_absorbs_up_to_a_normalization(self):
+        layers = Linear(4, 8), ReLU(), BatchNorm1d(8, eps=1e-12), ReLU(), BatchwiseDropout(0.5)
+        net = Sequential(*layers).seed(0)
+        y = net(X)
+        hidden = np.maximum(X @ layers[0].weight.value, 0)[:, y.units.indices].astype(float)
+        deviation = hidden.std(axis=0)
+        normal = (hidden - hidden.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+        np.testing.assert_allclose(y.value, 2 * np.maximum(normal, 0), rtol=1e-3, atol=1e-3)
+
+
+class TestBatchNorm:
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize(("make", "shape"), [(BatchNorm1d, (7,)), (BatchNorm2d, (7, 3, 2))])
+    def test_against_pytorch(self, make, shape, dtype):
+        torch = pytest.importorskip("torch")
+        rng = np.random.default_rng(0)
+        ours = make(6, 1e-3, 0.3, dtype=dtype)
+        kind = {np.float32: torch.float32, np.float64: torch.float64}[dtype]
+        theirs = getattr(torch.nn, make.__name__)(6, 1e-3, 0.3, dtype=kind)
+        ours.weight.value[...] = rng.uniform(0.5, 1.5, 6)
+        theirs.weight.data = torch.tensor(ours.weight.value)
+        for training in (True, True, False, True):
+            x = rng.standard_normal((*shape, 6)).astype(dtype)
+            ours.train(training)
+            theirs.train(training)
+            y = ours(x)
+            expected = theirs(torch.tensor(np.moveaxis(x, -1, 1).copy()))
+            tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype is np.float32 else {"rtol": 1e-12}
+            np.testing.assert_allclose(
+                y.value, np.moveaxis(expected.detach().numpy(), 1, -1), **tolerance
+            )
+        for name, value in ours.state_dict().items():
+            assert value.dtype == dtype
+            np.testing.assert_allclose(value, theirs.state_dict()[name].numpy(), **tolerance)
+
+    def test_absent_units_keep_their_bits(self):
+        layer = BatchNorm2d(6)
+        absent = ~KEPT.mask()
+        for buffer in (layer.running_mean, layer.running_var):
+            buffer.value[absent] = np.nan
+        y = layer(IMAGES, KEPT)
+        y.values.backward(IMAGES[..., :3])
+        assert layer.weight.grad.index == layer.bias.grad.index == (KEPT,)
+        for buffer in (layer.running_mean, layer.running_var):
+            np.testing.assert_array_equal(np.isnan(buffer.value), absent)
+        assert np.isfinite(layer.eval()(IMAGES, KEPT).value).all()
+        assert np.isfinite(y.value).all()
+
+    def test_factors_are_brought_up_to_date_before_they_are_read(self):
+        layer, asked = BatchNorm1d(4), []
+        for parameter in layer.parameters():
+            parameter.before_read = lambda *index: asked.append(index)
+        units = IndexSet([0, 2], 4)
+        layer(X, units)
+        assert asked == [(units,)] * 2
+
+    def test_eval_changes_nothing(self):
+        layer = BatchNorm1d(4).eval()
+        before = layer.state_dict()
+        assert layer(X[:1]).value.shape == (1, 4)
+        assert layer(X[:0]).value.shape == (0, 4)
+        for name, value in layer.state_dict().items():
+            np.testing.assert_array_equal(value, before[name])
+
+    def test_without_factors(self):
+        layer = BatchNorm1d(4, affine=False)
+        assert layer.parameters() == []
+        assert [*layer.state_dict()] == ["running_mean", "running_var"]
+        np.testing.assert_allclose(layer(X).value, np.sign(X - X.mean(axis=0)), rtol=1e-3)
+
+    def test_seed_begins_anew(self):
+        net = Sequential(BatchNorm1d(4))
+        before = net.state_dict()
+        net(X)
+        net.layers[0].weight.value[...] = 3
+        for name, value in net.seed(0).state_dict().items():
+            np.testing.assert_array_equal(value, before[name])
+
+    @pytest.mark.parametrize(
+        ("error", "message", "x"),
+        [
+            (
+                ValueError,
+                r"x must have shape \(batch, units\) with 4 units, got \(3, 5, 4, 6\)",
+                IMAGES,
+            ),
+            (ValueError, r"x must have .* with 4 units, got \(2, 3\) with 3 units", X[:, :3]),
+            (TypeError, "x must be float32 as the layer, got float64", X.astype(float)),
+            (
+                ValueError,
+                r"x must have at least 2 values .* in training, got shape \(1, 4\)",
+                X[:1],
+            ),
+            (
+                ValueError,
+                r"x must have at least 2 values .* in training, got shape \(0, 4\)",
+                X[:0],
+            ),
+        ],
+    )
+    def test_bad_input_changes_nothing(self, error, message, x):
+        layer = BatchNorm1d(4)
+        before = layer.state_dict()
+        with pytest.raises(error, match=message):
+            layer(x)
+        for name, value in layer.state_dict().items():
+            np.testing.assert_array_equal(value, before[name])
+
+    def test_bad_declarations(self):
+        with pytest.raises(ValueError, match="features must be at least 1, got 0"):
+            BatchNorm1d(0)
+        with pytest.raises(ValueError, match="eps must be positive and finite, got 0"):
+            BatchNorm1d(3, eps=0)
+        with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 1.5"):
+            BatchNorm1d(3, momentum=1.5)
 
 
 class TestDropout:
@@ -458,10 +698,30 @@ class TestModule:
         for name, value in net.state_dict().items():
             np.testing.assert_array_equal(value, before[name])
 
-    def test_a_parameter_owns_its_value(self):
+    @pytest.mark.parametrize("kind", [Parameter, Buffer])
+    def test_a_holder_owns_its_value(self, kind):
         value = np.ones(3)
-        Parameter(value).value[0] = 5
+        kind(value).value[0] = 5
         assert value[0] == 1
+        with pytest.raises(TypeError, match="value must be float32 or float64, got int64"):
+            kind([1, 2])
+
+    def test_buffers_are_state_and_not_trained(self):
+        net = Sequential(Linear(4, 3), BatchNorm1d(3))
+        names = ["1.running_mean", "1.running_var"]
+        assert [name for name, _ in net.named_buffers()] == names
+        assert len(net.parameters()) == 4
+        assert [*net.state_dict()][4:] == names
+        net(X)
+        other = Sequential(Linear(4, 3), BatchNorm1d(3))
+        other.load_state_dict(net.state_dict())
+        for (_, one), (_, two) in zip(net.named_buffers(), other.named_buffers(), strict=True):
+            np.testing.assert_array_equal(one.value, two.value)
+            assert one.value is not two.value
+        state = net.state_dict()
+        del state["1.running_var"]
+        with pytest.raises(KeyError, match=r"state lacks 1\.running_var"):
+            net.load_state_dict(state)
 
     def test_a_module_without_a_call(self):
         with pytest.raises(NotImplementedError, match="Module does not define __call__"):

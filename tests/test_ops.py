@@ -136,6 +136,14 @@ class TestUnits:
         assert ops.flatten(x[:0]).shape == (0, 6)
         check_grads(ops.flatten, [x])
 
+    @pytest.mark.parametrize(("shape", "layout"), [((2, 3, 4), "NCHW"), ((3, 4, 2), "NHWC")])
+    def test_unflatten(self, shape, layout):
+        x = np.random.default_rng(0).standard_normal((5, 24))
+        images = x.reshape(5, *shape)
+        images = images.transpose(0, 2, 3, 1) if layout == "NCHW" else images
+        np.testing.assert_array_equal(ops.unflatten(x, shape, layout).value, images)
+        check_grads(ops.unflatten, [x, shape, layout])
+
 
 class TestCrossEntropy:
     @given(batch=st.integers(1, 4), reduction=st.sampled_from(["mean", "sum"]), seed=seeds)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import numbadrop
 from numbadrop.data import Augmentation, Dataset, Minibatches, artificial
-from numbadrop.nn import BatchwiseDropout, Dropout, Linear, ReLU, Sequential
+from numbadrop.nn import BatchNorm1d, BatchwiseDropout, Dropout, Linear, ReLU, Sequential
 from numbadrop.optim import NAG, SGD, Adam
 from numbadrop.train import (
     CHECKPOINT_NAME,
@@ -332,6 +332,26 @@ class TestResume:
         history = fit(*model, DATA, **RUN, output=tmp_path, schedule=SCHEDULE, resume=True)
         assert [metrics.epoch for metrics in history] == [1, 2, 3]
         assert_same_checkpoint(tmp_path, uninterrupted[optimizer, dropout])
+
+    @pytest.mark.parametrize("at", [3, 6, 12])
+    def test_running_statistics_go_on(self, at, tmp_path):
+        def make(seed):
+            layers = [Linear(20, 12), BatchNorm1d(12), ReLU(), BatchwiseDropout(0.5), Linear(12, 4)]
+            model = Sequential(*layers).seed(seed)
+            return model, SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+        def schedule(epoch):
+            if round(epoch * STEPS) == at:
+                signal.raise_signal(signal.SIGINT)
+            return SCHEDULE(epoch)
+
+        fit(*make(1), DATA, **RUN, output=tmp_path / "whole", schedule=SCHEDULE)
+        with pytest.raises(TrainingInterrupted):
+            fit(*make(1), DATA, **RUN, output=tmp_path / "parts", schedule=schedule)
+        fit(*make(99), DATA, **RUN, output=tmp_path / "parts", schedule=SCHEDULE, resume=True)
+        assert_same_checkpoint(tmp_path / "parts", tmp_path / "whole")
+        saved = load_checkpoint(tmp_path / "parts" / CHECKPOINT_NAME).model
+        assert (saved["1.running_mean"] != 0).all()
 
     def test_after_several_interruptions(self, tmp_path, uninterrupted):
         stops = iter([2, 3, 9, 15])

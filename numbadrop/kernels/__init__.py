@@ -20,6 +20,13 @@ from numbadrop.kernels.matmul import (
     matmul_at,
     scatter_matmul,
 )
+from numbadrop.kernels.normalization import batch_moments, batch_norm, batch_norm_gradient
+from numbadrop.kernels.pooling import (
+    avg_pool2d,
+    avg_pool2d_gradient,
+    max_pool2d,
+    max_pool2d_gradient,
+)
 from numbadrop.kernels.sampling import sample_units
 from numbadrop.kernels.softmax import cross_entropy, cross_entropy_gradient
 from numbadrop.kernels.threads import get_num_threads, set_num_threads
@@ -27,6 +34,11 @@ from numbadrop.kernels.update import BlockUpdate, element_rule, update_block
 
 __all__ = [
     "BlockUpdate",
+    "avg_pool2d",
+    "avg_pool2d_gradient",
+    "batch_moments",
+    "batch_norm",
+    "batch_norm_gradient",
     "conv2d_at",
     "conv2d_size",
     "cross_entropy",
@@ -39,6 +51,8 @@ __all__ = [
     "gathered_matmul_t",
     "get_num_threads",
     "matmul_at",
+    "max_pool2d",
+    "max_pool2d_gradient",
     "rectifier_gradient",
     "sample_units",
     "scatter_conv2d",

@@ -14,8 +14,10 @@ from numbadrop.index_set import IndexSet, check_indices
 __all__ = [
     "Pair",
     "Units",
+    "as_dense",
     "check_apart",
     "check_dtype",
+    "check_images",
     "check_is_array",
     "check_matrix",
     "check_out",
@@ -48,6 +50,23 @@ def check_matrix(name: str, array: ArrayLike) -> Array:
     return matrix if matrix.flags.aligned else matrix.copy()
 
 
+def check_images(name: str, array: ArrayLike) -> Array:
+    """Return float32 or float64 images, whatever their strides."""
+    images = array if type(array) is np.ndarray else np.asarray(array)
+    if images.ndim != 4:
+        raise ValueError(
+            f"{name} must have shape (batch, height, width, units), got {images.shape}"
+        )
+    check_dtype(name, images)
+    return images
+
+
+def as_dense(array: Array) -> Array:
+    """Return an aligned array whose elements lie one behind the other, a copy if need be."""
+    array = np.ascontiguousarray(array)
+    return array if array.flags.aligned else array.copy()
+
+
 def check_dtype(name: str, array: Array) -> None:
     """Refuse elements that no kernel is made for."""
     if array.dtype not in _DTYPES:
@@ -75,7 +94,7 @@ def check_pair(name: str, value: Pair, least: int) -> tuple[int, int]:
         down, along = value if isinstance(value, tuple | list) else (value, value)
         pair = operator.index(down), operator.index(along)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}") from None
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}") from None
     if min(pair) < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return pair

@@ -21,7 +21,9 @@ from numbadrop.kernels.arrays import (
     Array,
     Pair,
     Units,
+    as_dense,
     check_dtype,
+    check_images,
     check_is_array,
     check_out,
     check_pair,
@@ -159,18 +161,6 @@ def _out_size(axes: tuple[_Geometry, _Geometry], size: tuple[int, ...]) -> tuple
     return axes[0].out_size(size[0]), axes[1].out_size(size[1])
 
 
-def _check_images(name: str, images: ArrayLike) -> Array:
-    """Return dense and aligned images."""
-    array = np.asarray(images)
-    if array.ndim != 4:
-        raise ValueError(
-            f"{name} must have shape (batch, height, width, channels), got {array.shape}"
-        )
-    check_dtype(name, array)
-    array = np.ascontiguousarray(array)
-    return array if array.flags.aligned else array.copy()
-
-
 def _check_weights(w: ArrayLike) -> Array:
     array = np.asarray(w)
     if array.ndim != 4 or 0 in array.shape[:2]:
@@ -178,8 +168,7 @@ def _check_weights(w: ArrayLike) -> Array:
             f"w must have shape (kernel height, kernel width, in, out), got {array.shape}"
         )
     check_dtype("w", array)
-    array = np.ascontiguousarray(array)
-    return array if array.flags.aligned else array.copy()
+    return as_dense(array)
 
 
 def _indices(units: IndexSet | None, size: int) -> NDArray[np.int64]:
@@ -317,7 +306,7 @@ def gathered_conv2d(
            [6., 9., 6.],
            [4., 6., 4.]])
     """
-    x, w = _check_images("x", x), _check_weights(w)
+    x, w = as_dense(check_images("x", x)), _check_weights(w)
     check_same_dtype("x", x, "w", w)
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
@@ -390,7 +379,7 @@ def gathered_conv2d_t(
     >>> gathered_conv2d_t(g, w, input_size=(1, 4))[0, 0, :, 0]
     array([0., 1., 3., 2.])
     """
-    g, w = _check_images("g", g), _check_weights(w)
+    g, w = as_dense(check_images("g", g)), _check_weights(w)
     check_same_dtype("g", g, "w", w)
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
@@ -460,7 +449,7 @@ def conv2d_at(
     >>> conv2d_at(x, g, kernel_size=(1, 2)).ravel()
     array([1., 3.])
     """
-    x, g = _check_images("x", x), _check_images("g", g)
+    x, g = as_dense(check_images("x", x)), as_dense(check_images("g", g))
     check_same_dtype("x", x, "g", g)
     kernel = check_pair("kernel_size", kernel_size, 1)
     axes = check_geometry(kernel, stride, padding, dilation)
@@ -540,7 +529,7 @@ def scatter_conv2d(
     array([[0., 0.],
            [2., 0.]])
     """
-    x, g = _check_images("x", x), _check_images("g", g)
+    x, g = as_dense(check_images("x", x)), as_dense(check_images("g", g))
     check_is_array("out", out)
     if out.ndim != 4 or 0 in out.shape[:2]:
         raise ValueError(

@@ -12,6 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "avg_pool2d",
+    "avg_pool2d_gradient",
+    "batch_moments",
+    "batch_norm",
+    "batch_norm_gradient",
     "conv2d_at",
     "cross_entropy",
     "cross_entropy_gradient",
@@ -21,6 +26,8 @@ __all__ = [
     "gathered_matmul",
     "gathered_matmul_t",
     "matmul_at",
+    "max_pool2d",
+    "max_pool2d_gradient",
     "rectifier_gradient",
     "scatter_conv2d",
     "scatter_matmul",
@@ -107,6 +114,94 @@ def cross_entropy_gradient(logits: Array, labels: Array, factor: float = 1.0) ->
     gradient[np.arange(len(labels)), labels] -= 1
     gradient *= factor
     return gradient
+
+
+def _windows(shape: Any, size: Any, stride: Any, padding: Any) -> tuple[list[slice], list[slice]]:
+    """Return the rows and the columns of each place of a window, those of the padding left out."""
+    pairs = [n if isinstance(n, tuple) else (n, n) for n in (size, stride or size, padding)]
+    rows, columns = (
+        [slice(max(at, 0), at + size) for at in range(-padding, end + padding - size + 1, stride)]
+        for end, size, stride, padding in zip(shape[1:3], *pairs, strict=True)
+    )
+    return rows, columns
+
+
+def max_pool2d(x: Array, size: Any, stride: Any = None, padding: Any = 0) -> Array:
+    """y[b, i, j, k] = the largest x[b, r, c, k] of the window at (i, j); NaN if one is NaN."""
+    rows, columns = _windows(x.shape, size, stride, padding)
+    y = np.empty((len(x), len(rows), len(columns), x.shape[3]), x.dtype)
+    for i, j in np.ndindex(y.shape[1:3]):
+        y[:, i, j] = x[:, rows[i], columns[j]].max(axis=(1, 2))
+    return y
+
+
+def max_pool2d_gradient(
+    g: Array, x: Array, y: Array, size: Any, stride: Any = None, padding: Any = 0
+) -> Array:
+    """dx[b, r, c, k] = sum of g[b, i, j, k] of the windows whose first largest pixel is (r, c)."""
+    rows, columns = _windows(x.shape, size, stride, padding)
+    dx = np.zeros_like(x)
+    for i, j in np.ndindex(g.shape[1:3]):
+        for b, k in np.ndindex(len(x), x.shape[3]):
+            window = x[b, rows[i], columns[j], k]
+            first = np.unravel_index(window.argmax(), window.shape)
+            dx[b, rows[i], columns[j], k][first] += g[b, i, j, k]
+    return dx
+
+
+def avg_pool2d(x: Array, size: Any, stride: Any = None, padding: Any = 0) -> Array:
+    """y[b, i, j, k] = sum of x[b, r, c, k] of the window at (i, j) / its pixels, padding's too."""
+    rows, columns = _windows(x.shape, size, stride, padding)
+    y = np.empty((len(x), len(rows), len(columns), x.shape[3]), x.dtype)
+    for i, j in np.ndindex(y.shape[1:3]):
+        y[:, i, j] = x[:, rows[i], columns[j]].sum(axis=(1, 2))
+    return y / (size**2 if isinstance(size, int) else size[0] * size[1])
+
+
+def avg_pool2d_gradient(
+    g: Array, shape: Any, size: Any, stride: Any = None, padding: Any = 0
+) -> Array:
+    """dx[b, r, c, k] = sum of g[b, i, j, k] / pixels of the windows that hold (r, c)."""
+    rows, columns = _windows(shape, size, stride, padding)
+    dx = np.zeros(shape, g.dtype)
+    for i, j in np.ndindex(g.shape[1:3]):
+        dx[:, rows[i], columns[j]] += g[:, i : i + 1, j : j + 1]
+    return dx / (size**2 if isinstance(size, int) else size[0] * size[1])
+
+
+def batch_moments(x: Array) -> tuple[Array, Array]:
+    """mean[k] = mean_b x[b, k], variance[k] = mean_b (x[b, k] - mean[k])^2."""
+    return x.mean(axis=0), x.var(axis=0)
+
+
+def batch_norm(
+    x: Array, mean: Array, variance: Array, weight: Any = 1, bias: Any = 0, *, eps: float
+) -> Array:
+    """y[b, k] = (x[b, k] - mean[k]) / sqrt(variance[k] + eps) weight[k] + bias[k]."""
+    y: Array = (x - mean) / np.sqrt(variance + eps) * weight + bias
+    return y
+
+
+def batch_norm_gradient(
+    g: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    weight: Any = 1,
+    *,
+    eps: float,
+    training: bool,
+) -> tuple[Array, Array, Array]:
+    """dx, sum_b g[b, k] z[b, k] and sum_b g[b, k], with z the normalized x.
+
+    In training, mean and variance follow x.
+    """
+    deviation = np.sqrt(variance + eps)
+    z = (x - mean) / deviation
+    d_weight, d_bias = (g * z).sum(axis=0), g.sum(axis=0)
+    if training:
+        g = g - g.mean(axis=0) - z * (g * z).mean(axis=0)
+    return g * weight / deviation, d_weight, d_bias
 
 
 def update_block(

@@ -1,22 +1,31 @@
 """Layers, and nets of layers."""
 
 from numbadrop.nn.activation import Activation
-from numbadrop.nn.activations import Flatten, LeakyReLU, ReLU, Sigmoid, Tanh
+from numbadrop.nn.activations import LeakyReLU, ReLU, Sigmoid, Tanh
 from numbadrop.nn.convolution import Conv2d
 from numbadrop.nn.dropout import BatchwiseDropout, Dropout, Pattern
 from numbadrop.nn.linear import Linear
 from numbadrop.nn.losses import cross_entropy, mse
-from numbadrop.nn.module import Module, Parameter
+from numbadrop.nn.module import Buffer, Module, Parameter
+from numbadrop.nn.normalization import BatchNorm1d, BatchNorm2d
+from numbadrop.nn.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from numbadrop.nn.sequential import Residual, Sequential
+from numbadrop.nn.shapes import Flatten, Unflatten
 
 __all__ = [
     "Activation",
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "BatchwiseDropout",
+    "Buffer",
     "Conv2d",
     "Dropout",
     "Flatten",
+    "GlobalAvgPool2d",
     "LeakyReLU",
     "Linear",
+    "MaxPool2d",
     "Module",
     "Parameter",
     "Pattern",
@@ -25,6 +34,7 @@ __all__ = [
     "Sequential",
     "Sigmoid",
     "Tanh",
+    "Unflatten",
     "cross_entropy",
     "mse",
 ]

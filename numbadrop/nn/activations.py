@@ -1,4 +1,4 @@
-"""Layers that treat each unit alone and have no parameters, and the layer that makes units."""
+"""Layers that treat each value alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numbadrop.index_set import IndexSet
 from numbadrop.nn.activation import Activation, Input
 from numbadrop.nn.module import Module
 
-__all__ = ["Flatten", "LeakyReLU", "ReLU", "Sigmoid", "Tanh"]
+__all__ = ["LeakyReLU", "ReLU", "Sigmoid", "Tanh"]
 
 
 class _Elementwise(Module):
@@ -65,22 +65,3 @@ class Sigmoid(_Elementwise):
 
     def _function(self, values: Variable) -> Variable:
         return ops.sigmoid(values)
-
-
-class Flatten(Module):
-    """Make units of all axes but the first: (batch, ...) becomes (batch, units)."""
-
-    def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
-        """Return the wanted units, shape (batch, len(units)).
-
-        Raises
-        ------
-        ValueError
-            If `x` has more than two axes and units are missing on the last.
-        """
-        x = Activation.of(x)
-        if x.value.ndim == 2:
-            return x.take(units)
-        if not x.units.is_all:
-            raise ValueError(f"x must have all of its {x.units.size} units, got {len(x.units)}")
-        return Activation.of(ops.flatten(x.values)).take(units)

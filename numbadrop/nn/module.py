@@ -1,9 +1,9 @@
-"""What all layers share: parameters, mode, randomness, state."""
+"""What all layers share: parameters, buffers, mode, randomness, state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,9 +12,10 @@ from numbadrop.autograd import Variable
 from numbadrop.index_set import IndexSet
 from numbadrop.nn.activation import Activation, Input
 
-__all__ = ["Module", "Parameter"]
+__all__ = ["Buffer", "Module", "Parameter"]
 
 Array = NDArray[Any]
+Held = TypeVar("Held", "Parameter", "Buffer")
 
 
 class Parameter(Variable):
@@ -35,10 +36,7 @@ class Parameter(Variable):
     __slots__ = ("before_read",)
 
     def __init__(self, value: ArrayLike) -> None:
-        copy = np.array(value, order="C")
-        if copy.dtype not in (np.float32, np.float64):
-            raise TypeError(f"value must be float32 or float64, got {copy.dtype}")
-        super().__init__(copy, requires_grad=True)
+        super().__init__(_owned(value), requires_grad=True)
         self.before_read: Callable[..., None] | None = None
 
     def refresh(self, *index: IndexSet | None) -> None:
@@ -53,11 +51,34 @@ class Parameter(Variable):
             self.before_read(*index)
 
 
+class Buffer:
+    """An array that a layer itself changes in place: state that is saved, but not trained.
+
+    Parameters
+    ----------
+    value : array_like of float32 or float64
+        Copied.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: ArrayLike) -> None:
+        self.value: Array = _owned(value)
+
+
+def _owned(value: ArrayLike) -> Array:
+    copy = np.array(value, order="C")
+    if copy.dtype not in (np.float32, np.float64):
+        raise TypeError(f"value must be float32 or float64, got {copy.dtype}")
+    return copy
+
+
 class Module:
     """A layer, or a net of layers.
 
     A subclass defines ``__call__(x, units=None)``, which takes an ndarray, a Variable or an
-    Activation and returns an Activation. Parameters and modules that are attributes are found.
+    Activation and returns an Activation. Parameters, buffers and modules that are attributes are
+    found.
 
     Attributes
     ----------
@@ -91,7 +112,7 @@ class Module:
         return units if self.unitwise else None
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
-        """Draw initial values for the layer's own parameters."""
+        """Set the layer's own parameters and buffers to initial values."""
 
     @property
     def rng(self) -> np.random.Generator:
@@ -101,7 +122,7 @@ class Module:
         return self._rng
 
     def seed(self, seed: int | np.random.Generator) -> Self:
-        """Draw all parameters anew, and drive all dropout from one generator from now on.
+        """Begin anew: draw all parameters, reset all buffers, drive all dropout from one generator.
 
         Parameters
         ----------
@@ -137,10 +158,17 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield all parameters, each once, with the path of attributes that leads to them."""
+        return self._named(Parameter)
+
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """Yield all buffers, each once, with the path of attributes that leads to them."""
+        return self._named(Buffer)
+
+    def _named(self, kind: type[Held]) -> Iterator[tuple[str, Held]]:
         seen = set()
         for prefix, module in self._named_modules(""):
             for name, value in vars(module).items():
-                if isinstance(value, Parameter) and value not in seen:
+                if isinstance(value, kind) and value not in seen:
                     seen.add(value)
                     yield prefix + name, value
 
@@ -164,15 +192,11 @@ class Module:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of each parameter's value under its name."""
-        state = {}
-        for name, parameter in self.named_parameters():
-            parameter.refresh()
-            state[name] = parameter.value.copy()
-        return state
+        """Return a copy of the value of each parameter and each buffer under its name."""
+        return {name: value.copy() for name, value in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Write the values of `state` into the parameters.
+        """Write the values of `state` into the parameters and buffers.
 
         Parameters
         ----------
@@ -184,13 +208,20 @@ class Module:
         KeyError
             If a name is missing or unexpected.
         ValueError
-            If a shape or dtype is not that of the parameter.
+            If a shape or dtype is not that of the parameter or buffer.
         """
-        parameters = dict(self.named_parameters())
-        check_state({name: p.value for name, p in parameters.items()}, state)
-        for name, parameter in parameters.items():
+        own = self._state()
+        check_state(own, state)
+        for name, value in own.items():
+            value[...] = state[name]
+
+    def _state(self) -> dict[str, Array]:
+        """Return all values under their names, brought up to date: themselves, not copies."""
+        for parameter in self.parameters():
             parameter.refresh()
-            parameter.value[...] = state[name]
+        holders: list[tuple[str, Parameter | Buffer]]
+        holders = [*self.named_parameters(), *self.named_buffers()]
+        return {name: holder.value for name, holder in holders}
 
 
 def check_state(wanted: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from numbadrop import kernels
 from numbadrop.autograd import Block, primitive
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels.arrays import Pair
 from numbadrop.ops.linear import Before, on_block
 
 __all__ = ["conv2d"]
 
 Array = NDArray[Any]
-Pair = int | tuple[int, int]
 
 
 @primitive

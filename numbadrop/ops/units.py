@@ -1,4 +1,4 @@
-"""Operations that move units: along the last axis, or into it."""
+"""Operations that move units: along the last axis, into it, or out of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numbadrop import kernels
 from numbadrop.autograd import primitive
 from numbadrop.index_set import IndexSet
 
-__all__ = ["flatten", "place_units", "take_units"]
+__all__ = ["flatten", "place_units", "take_units", "unflatten"]
 
 Array = NDArray[Any]
 
@@ -75,3 +75,35 @@ def flatten(x: Array) -> Array:
 @flatten.gradient("x")
 def _(g: Array, out: Array, x: Array) -> Array:
     return g.reshape(x.shape)
+
+
+@primitive
+def unflatten(x: Array, shape: tuple[int, int, int], layout: str) -> Array:
+    """Return x of shape (batch, ...) as images, (batch, height, width, units).
+
+    Parameters
+    ----------
+    x : ndarray, shape (batch, ...)
+        As many values for each sample as an image has.
+    shape : tuple of int
+        Of an image in `x`, in the order of `layout`.
+    layout : {"NHWC", "NCHW"}
+        How the values of `x` lie; the result is NHWC.
+
+    Returns
+    -------
+    ndarray, shape (batch, height, width, units)
+
+    Examples
+    --------
+    >>> unflatten(np.arange(4.0).reshape(1, 4), (2, 1, 2), "NCHW").value
+    array([[[[0., 2.],
+             [1., 3.]]]])
+    """
+    images = x.reshape(len(x), *shape)
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if layout == "NCHW" else images
+
+
+@unflatten.gradient("x")
+def _(g: Array, out: Array, x: Array, shape: tuple[int, int, int], layout: str) -> Array:
+    return (g.transpose(0, 3, 1, 2) if layout == "NCHW" else g).reshape(x.shape)

@@ -79,7 +79,7 @@ class Checkpoint:
         return cls(model.state_dict(), optimizer.state_dict(), generators, progress, config)
 
     def is_finite(self) -> bool:
-        """Whether no weight and no slot of the optimizer is NaN or infinite."""
+        """Whether no weight, buffer or slot of the optimizer is NaN or infinite."""
         return all(
             bool(np.isfinite(value).all())
             for state in (self.model, self.optimizer)
@@ -88,7 +88,7 @@ class Checkpoint:
         )
 
     def restore_model(self, model: Module) -> None:
-        """Write the weights into a model of the same architecture.
+        """Write the weights and buffers into a model of the same architecture.
 
         Raises
         ------

@@ -274,7 +274,7 @@ def train_step(
     Raises
     ------
     DivergedError
-        If the loss is not finite; the model is left as it was.
+        If the loss is not finite; no parameter has been changed then.
     """
     with _quiet_overflow():
         scores = model(x)
