@@ -29,7 +29,13 @@ EXIT_USAGE, EXIT_INTERRUPTED = UserError.exit_code, 130
 
 DATA_SETS = ("digits", "mnist", "cifar10", "artificial")
 OPTIMIZERS = ("sgd", "nag", "adam", "adamw")
+MODELS = ("mlp", "lenet", "deepcnet")
 OF_DATA: dict[str, dict[str, Any]] = {"digits": {"epochs": 200}}
+OF_MODEL: dict[str, dict[str, Any]] = {
+    "lenet": {"optimizer": "adam", "lr": 1e-3},
+    "deepcnet": {"optimizer": "adam", "lr": 1e-3, "batch_size": 128},
+}
+DATA_OF_MODEL = {"mlp": "digits", "lenet": "mnist", "deepcnet": "cifar10"}
 """Defaults where they differ from the rest: an epoch of the digits is 15 steps."""
 PATTERNS = ("batchwise", "independent", "none")
 
@@ -86,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train",
-        help="train a multilayer perceptron",
-        description="Train a multilayer perceptron and measure what dropout does to a step's time.",
+        help="train a net",
+        description="Train a net and measure what dropout does to the time of a step.",
         # Only options that are given are set, so that a resumed run can tell them apart.
         argument_default=argparse.SUPPRESS,
     )
@@ -106,12 +112,15 @@ def _parser() -> argparse.ArgumentParser:
            "and test on them instead of on the test set")  # fmt: skip
     option("--recipe", choices=("graham",), help="start from the reference experiment of Graham et "
            "al. for this data set; other options change it")  # fmt: skip
-    option("--hidden", type=_counts, metavar="N,N,...", help="hidden units (default 800,800)")
+    option("--model", choices=MODELS, help="a multilayer perceptron (default), or a convolutional "
+           "net: lenet for images like MNIST's, deepcnet for images like CIFAR-10's")  # fmt: skip
+    option("--hidden", type=_counts, metavar="N,N,...", help="hidden units of an mlp (default "
+           "800,800)")  # fmt: skip
     option("--pattern", choices=PATTERNS, help="kind of dropout (default batchwise)")
-    option("--input-dropout", type=_fraction, metavar="P", help="fraction of inputs dropped "
-           "(default 0.2)")  # fmt: skip
-    option("--dropout", type=_fraction, metavar="P", help="fraction of hidden units dropped "
-           "(default 0.5)")  # fmt: skip
+    option("--input-dropout", type=_fraction, metavar="P", help="fraction of inputs dropped by an "
+           "mlp (default 0.2)")  # fmt: skip
+    option("--dropout", type=_fraction, metavar="P", help="fraction of hidden units dropped; in a "
+           "convolutional net, of the last layers (default 0.5)")  # fmt: skip
     option("--optimizer", choices=OPTIMIZERS, help="default nag")
     option(
         "--lr",
@@ -227,8 +236,11 @@ def _train(
         f"{_described(recipe, data)}, {threads} threads",
         flush=True,
     )
-    warm_up([recipe.optimizer])
-    model, optimizer = recipe.build(data.features, data.classes)
+    try:
+        model, optimizer = recipe.build(data.features, data.classes, data.image_shape)
+    except ValueError as error:
+        raise UserError(f"{data.name}: {error}") from error
+    warm_up([recipe.optimizer], images=recipe.model != "mlp")
     history = fit(
         model,
         optimizer,
@@ -245,6 +257,7 @@ def _train(
         config={
             **config,
             "features": data.features,
+            "image_shape": data.image_shape,
             "classes": data.classes,
             "divisor": data.divisor,
         },
@@ -290,13 +303,20 @@ def _new_config(options: dict[str, Any]) -> dict[str, Any]:
     from numbadrop.train.recipe import LEARNING_RATES, Recipe, graham
 
     config = {name: options.pop(name, None) for name in ("data", "data_dir", "validation")}
-    config["data"] = config["data"] or "digits"
+    model = options.get("model", "mlp")
+    config["data"] = config["data"] or DATA_OF_MODEL[model]
+    if model != "mlp":
+        for name in ("hidden", "input_dropout", "recipe"):
+            if name in options:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} is for --model mlp, got --model {model}")
     if "optimizer" in options:
         options.setdefault("lr", LEARNING_RATES[options["optimizer"]])
     if options.pop("recipe", None) == "graham":
         recipe = graham(config["data"], **options)
     else:
-        recipe = Recipe(**{**OF_DATA.get(config["data"], {}), **options})
+        defaults = {**OF_MODEL.get(model, {}), **OF_DATA.get(config["data"], {})}
+        recipe = Recipe(**{**defaults, **options})
     return {**config, "recipe": recipe.as_dict()}
 
 
@@ -358,13 +378,18 @@ def _load_data(config: dict[str, Any]) -> Dataset:
 
 
 def _described(recipe: Recipe, data: Dataset) -> str:
-    sizes = "-".join(map(str, (data.features, *recipe.hidden, data.classes)))
-    dropout = (
-        "no dropout"
-        if recipe.pattern == "none"
-        else f"{recipe.pattern} dropout of {recipe.input_dropout:g} of the inputs and "
-        f"{recipe.dropout:g} of the hidden units"
-    )
+    from numbadrop.train.models import CONVOLUTIONAL
+
+    if recipe.model == "mlp":
+        sizes = "-".join(map(str, (data.features, *recipe.hidden, data.classes)))
+        what = f"{recipe.input_dropout:g} of the inputs and {recipe.dropout:g} of the hidden units"
+    else:
+        net = CONVOLUTIONAL[recipe.model]
+        sizes = f"{net.notation}-{data.classes}N"
+        what = ", ".join(f"{recipe.dropout * share:g}" for share in net.dropped)
+    dropout = "no dropout"
+    if recipe.pattern != "none":
+        dropout = f"{recipe.pattern} dropout of {what}"
     return (
         f"net {sizes}, {dropout}\n"
         f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), {recipe.reduction} "
@@ -394,7 +419,8 @@ def _predict(checkpoint: Path, file: Path, threads: int | None = None) -> None:
     recipe = _recipe_in(saved.config, checkpoint)
     features = saved.config["features"]
     inputs = _read_samples(file, features, saved.config["divisor"])
-    model, _ = recipe.build(features, saved.config["classes"])
+    shape = saved.config["image_shape"]
+    model, _ = recipe.build(features, saved.config["classes"], shape and tuple(shape))
     saved.restore_model(model)
     model.eval()
     with no_grad():
@@ -468,5 +494,5 @@ def _warmup() -> None:
     from numbadrop.train.warmup import described_cache, warm_up
 
     began = time.perf_counter()
-    warm_up(OPTIMIZERS, verbose=True)
+    warm_up(OPTIMIZERS, images=True, verbose=True)
     print(f"ready after {time.perf_counter() - began:.1f} s; cache: {described_cache()}")

@@ -3,7 +3,7 @@
 from numbadrop.nn.activation import Activation
 from numbadrop.nn.activations import LeakyReLU, ReLU, Sigmoid, Tanh
 from numbadrop.nn.convolution import Conv2d
-from numbadrop.nn.dropout import BatchwiseDropout, Dropout, Pattern
+from numbadrop.nn.dropout import BatchwiseDropout, Dropout, Dropout2d, Pattern
 from numbadrop.nn.linear import Linear
 from numbadrop.nn.losses import cross_entropy, mse
 from numbadrop.nn.module import Buffer, Module, Parameter
@@ -21,6 +21,7 @@ __all__ = [
     "Buffer",
     "Conv2d",
     "Dropout",
+    "Dropout2d",
     "Flatten",
     "GlobalAvgPool2d",
     "LeakyReLU",

@@ -12,7 +12,7 @@ from numbadrop.kernels import sample_units
 from numbadrop.nn.activation import Activation, Input
 from numbadrop.nn.module import Module
 
-__all__ = ["BatchwiseDropout", "Dropout", "Pattern"]
+__all__ = ["BatchwiseDropout", "Dropout", "Dropout2d", "Pattern"]
 
 
 def _checked_fraction(p: float) -> float:
@@ -48,9 +48,37 @@ class Dropout(Module):
         x = Activation.of(x).take(units)
         if not self.training or self.p == 0:
             return x
-        kept = self.rng.random(x.values.shape, np.float32) >= self.p
+        kept = self.rng.random(self._mask_shape(x.values.shape), np.float32) >= self.p
         mask = np.multiply(kept, 1 / (1 - self.p), dtype=x.values.dtype)
         return Activation(x.values * mask, x.units)
+
+    def _mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+
+class Dropout2d(Dropout):
+    """In training, drop whole channels of each image, with probability p each.
+
+    The usual, independent "spatial" dropout: other channels for every sample.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1).
+
+    References
+    ----------
+    J. Tompson et al., "Efficient object localization using convolutional networks", CVPR 2015.
+
+    Examples
+    --------
+    >>> y = Dropout2d(0.5).seed(1)(np.ones((1, 2, 1, 4)))
+    >>> bool((y.value[0, 0] == y.value[0, 1]).all())
+    True
+    """
+
+    def _mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0], *[1] * (len(shape) - 2), shape[-1])
 
 
 @dataclass(frozen=True, slots=True)

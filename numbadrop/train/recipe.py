@@ -1,4 +1,4 @@
-"""A multilayer perceptron and how it is trained, as plain data: what the command line builds."""
+"""A net and how it is trained, as plain data: what the command line builds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from numbadrop.data import Augmentation
 from numbadrop.nn import BatchwiseDropout, Dropout, Linear, Module, ReLU, Sequential
 from numbadrop.optim import NAG, SGD, Adam, AdamW, Optimizer, schedules
+from numbadrop.train.models import CONVOLUTIONAL
 
 __all__ = ["LEARNING_RATES", "Recipe", "augmentation_from", "graham", "schedule_from"]
 
@@ -26,12 +27,15 @@ class Recipe:
 
     Parameters
     ----------
+    model : {"mlp", "lenet", "deepcnet"}
+        A multilayer perceptron, or a net of `models.CONVOLUTIONAL`.
     hidden : tuple of int
-        Sizes of the hidden layers, each followed by a ReLU.
+        Of a perceptron, sizes of the hidden layers, each followed by a ReLU.
     pattern : {"batchwise", "independent", "none"}
         Kind of dropout.
     input_dropout, dropout : float
-        Fractions dropped of the inputs and of each hidden layer, in [0, 1).
+        Fractions dropped, in [0, 1): of a perceptron's inputs and of each hidden layer; of a
+        convolutional net, the largest of any layer.
     optimizer : {"sgd", "nag", "adam", "adamw"}
         "sgd" is PyTorch's form with Nesterov momentum, "nag" the look-ahead form.
     lr : float
@@ -48,6 +52,7 @@ class Recipe:
         Start and scale as the reference of `graham` does.
     """
 
+    model: str = "mlp"
     hidden: tuple[int, ...] = (800, 800)
     pattern: Pattern = "batchwise"
     input_dropout: float = 0.2
@@ -72,14 +77,35 @@ class Recipe:
         """Return the fields in a form that survives JSON."""
         return {**asdict(self), "hidden": list(self.hidden)}
 
-    def build(self, features: int, classes: int) -> tuple[Module, Optimizer]:
+    def build(
+        self, features: int, classes: int, image_shape: tuple[int, int, int] | None = None
+    ) -> tuple[Module, Optimizer]:
         """Return a fresh net and its optimizer.
+
+        Parameters
+        ----------
+        features, classes : int
+        image_shape : tuple of int, optional
+            Height, width and channels, in which the features are an image; convolutional nets need
+            it.
 
         Raises
         ------
         ValueError
-            If a field is out of range.
+            If a field is out of range, or the data do not fit the net.
         """
+        if self.model == "mlp":
+            return self._perceptron(features, classes)
+        if self.model not in CONVOLUTIONAL:
+            known = ", ".join(("mlp", *CONVOLUTIONAL))
+            raise ValueError(f"model must be one of {known}, got {self.model!r}")
+        if image_shape is None:
+            raise ValueError(f"model {self.model!r} needs images, these data are not")
+        net = CONVOLUTIONAL[self.model]
+        model = net.build(image_shape, classes, self.pattern, self.dropout).seed(self.seed)
+        return model, self._optimizer([{"params": model.parameters()}])
+
+    def _perceptron(self, features: int, classes: int) -> tuple[Module, Optimizer]:
         layers: list[Module] = []
         weights: list[dict[str, Any]] = []
         biases = []

@@ -34,7 +34,7 @@ def step_times(recipes: Mapping[str, Recipe], data: Dataset, rounds: int = 41) -
     """
     # A learning rate of 0 costs the same and cannot diverge.
     nets = {
-        name: replace(recipe, lr=0.0).build(data.features, data.classes)
+        name: replace(recipe, lr=0.0).build(data.features, data.classes, data.image_shape)
         for name, recipe in recipes.items()
     }
     batch_size = next(iter(recipes.values())).batch_size

@@ -12,6 +12,7 @@ import numpy as np
 
 from numbadrop import kernels
 from numbadrop.kernels.jit import cache_folder
+from numbadrop.nn import cross_entropy
 from numbadrop.train.fit import train_step
 from numbadrop.train.recipe import Recipe
 
@@ -21,7 +22,7 @@ SECONDS_UNTIL_SAID = 1.0
 """Loading compiled code from the cache takes less; only a first run has something to say."""
 
 
-def warm_up(optimizers: Sequence[str], verbose: bool = False) -> None:
+def warm_up(optimizers: Sequence[str], images: bool, verbose: bool = False) -> None:
     """Compile the kernels for float32 and the rules of some optimizers, or load them.
 
     What takes long is announced on standard error while it happens.
@@ -29,6 +30,8 @@ def warm_up(optimizers: Sequence[str], verbose: bool = False) -> None:
     Parameters
     ----------
     optimizers : sequence of {"sgd", "nag", "adam", "adamw"}
+    images : bool
+        Also what convolutional nets need.
     verbose : bool, default False
         Announce everything.
     """
@@ -37,6 +40,11 @@ def warm_up(optimizers: Sequence[str], verbose: bool = False) -> None:
     x, w = np.ones((batch, width), np.float32), np.ones((width, width), np.float32)
     with _announced("matrix products on submatrices", verbose):
         kernels.gathered_matmul(x, w)
+    if images:
+        with _announced("convolutions and what is between them", verbose):
+            model, _ = Recipe(model="deepcnet").build(64, 2, (8, 8, 1))
+            scores = model(np.random.default_rng(0).random((batch, 64), np.float32))
+            cross_entropy(scores, np.zeros(batch, np.int64)).backward()
     for name in optimizers:
         with _announced(f"the update rule of {name}", verbose):
             model, optimizer = Recipe(hidden=(width,), optimizer=name).build(width, 2)
