@@ -308,7 +308,7 @@ def evaluate(
         That of the `Dataset`: what `inputs` are divided by if they are whole numbers.
     top_k : int, default 1
         A sample counts in `top_k_error` if its label is not among so many highest scores.
-    batch_size : int, default 1000
+    batch_size : int, default 250
         How many samples pass through the model at a time.
 
     Returns

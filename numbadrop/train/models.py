@@ -124,7 +124,7 @@ def _parsed(step: str) -> tuple[int, str, int]:
 
 
 CONVOLUTIONAL = {
-    "lenet": ConvolutionalNet("32C5-MP2-64C5-MP2-512N", False, 0.0, (0, 1, 1)),
+    "lenet": ConvolutionalNet("32C5-MP2-64C5-MP2-512N", True, 0.0, (0, 0.5, 1)),
     "deepcnet": ConvolutionalNet(
         "64C3-64C3-MP2-128C3-128C3-MP2-256C3-256C3-MP2-512N",
         True,
