@@ -230,8 +230,8 @@ def _convolve(
     depth_size, depth_step = (n_out, n_in * n_out) if transposed else (n_in, n_in)
     units = _indices(depth_units, depth_size)
     depth = (taps[:, None] * depth_step + units).ravel()
-    row_stride, col_stride = w.strides[2:]
-    cols = n_out
+    # Not those that NumPy says: of an axis of length 1 they may be anything.
+    row_stride, col_stride, cols = n_out * w.itemsize, w.itemsize, n_out
     if transposed:
         row_stride, col_stride, cols = col_stride, row_stride, n_in
     # Along the depth lie the weights of one tap behind those of another. Of the last tap there
