@@ -1,0 +1,353 @@
+"""Convolutions against the reference, and against PyTorch.
+
+Rounding, every layout in memory, memory that must not be touched, threads, and bad input.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_checks import (
+    CONVOLUTIONS,
+    DTYPES,
+    GEOMETRIES,
+    SETS,
+    Convolution,
+    answer,
+    assert_convolution,
+    assert_same_bits,
+    block,
+    canary,
+    check_convolutions,
+    convolution_operands,
+    copied,
+    make_set,
+)
+
+from numbadrop import kernels
+from numbadrop.index_set import IndexSet
+from numbadrop.kernels import convolution, patches, reference
+from numbadrop.kernels.elements import MACHINE
+
+every_convolution = pytest.mark.parametrize("name", CONVOLUTIONS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+kinds = st.sampled_from(SETS)
+dtypes = st.sampled_from(DTYPES)
+seeds = st.integers(0, 2**32 - 1)
+slopes = st.sampled_from([0.0, 0.25, 1.0, 2.5])
+scales = st.sampled_from([1.0, 0.75, 3.0])
+
+
+def pairs(low, high):
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+@st.composite
+def convolutions(draw, channels=(1, 3, 15, 16, 17, 31, 33, 50), most=10):
+    """Draw sizes: kernels of even and odd size, images that are smaller than their padding too."""
+    kernel, stride, dilation = draw(pairs(1, 5)), draw(pairs(1, 3)), draw(pairs(1, 3))
+    padding = draw(st.just((0, 0)) | pairs(0, 4))
+    least = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    size = tuple(max(1, n) + more for n, more in zip(least, draw(pairs(0, most)), strict=True))
+    channels = draw(st.tuples(*[st.sampled_from(channels)] * 2))
+    batch = draw(st.sampled_from([0, 1, 2, 5]))
+    return Convolution(batch, size, channels, kernel, stride, padding, dilation)
+
+
+LAYOUTS = ("C", "F", "channels first", "cut", "flipped", "ones reversed", "reversed", "spread",
+           "unaligned", "wide")  # fmt: skip
+OUT_LAYOUTS = [layout for layout in LAYOUTS if layout != "unaligned"]
+
+
+def placed(values, layout):
+    """Return a read-only copy with a layout in memory; all other elements there are NaN."""
+    if layout == "unaligned":
+        memory = np.zeros(values.nbytes + 1, np.uint8)
+        array = memory[1:].view(values.dtype).reshape(values.shape)
+    else:
+        array, _ = room(values.shape, values.dtype, layout)
+    array[...] = values
+    array.flags.writeable = False
+    return array
+
+
+def room(shape, dtype, layout):
+    """Return an array with a layout in memory, and all the memory that it lies in."""
+    b, h, w, c = shape
+    memory_shape, view = {
+        "C": (shape, lambda m: m),
+        "F": (shape[::-1], lambda m: m.T),
+        "channels first": ((b, c, h, w), lambda m: m.transpose(0, 2, 3, 1)),
+        "cut": ((b + 1, h + 2, w + 3, c + 1), lambda m: m[1:, 1:-1, 2:-1, :-1]),
+        "flipped": (shape, lambda m: m[::-1, ::-1, ::-1]),
+        "ones reversed": (shape, lambda m: m[*(np.s_[:: -1 if n == 1 else 1] for n in shape)]),
+        "reversed": (shape, lambda m: m[::-1, ::-1, ::-1, ::-1]),
+        "spread": ((2 * b, 2 * h, 3 * w, 2 * c), lambda m: m[::2, 1::2, ::3, 1::2]),
+        "wide": ((b, 2 * h, 3 * w, c), lambda m: m[:, ::2, 1::3]),
+    }[layout]
+    memory = np.full(memory_shape, np.nan, dtype)
+    return view(memory), memory
+
+
+class TestAgainstReference:
+    @every_convolution
+    @settings(max_examples=400)
+    @given(
+        of=convolutions(),
+        sets=st.tuples(kinds, kinds),
+        layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2),
+        dtype=dtypes,
+        alpha=st.sampled_from([1.0, -0.5]),
+        bias=st.booleans(),
+        slope=st.sampled_from([0.0, 0.25, 1.0, 2.5]),
+        scale=st.sampled_from([1.0, 0.75, 3.0]),
+        given_out=st.booleans(),
+        seed=seeds,
+    )
+    def test_whole_numbers_are_exact(
+        self, name, of, sets, layouts, dtype, alpha, bias, slope, scale, given_out, seed
+    ):
+        rng = np.random.default_rng(seed)
+        ins, outs = map(make_set, sets, of.channels, (rng, rng))
+        operands = convolution_operands(name, dtype, of, ins, outs, rng, whole_numbers=True)
+        left, right = map(placed, operands, layouts)
+        shape = of.shapes(ins, outs)[name]
+        options = dict(wide=np.float64, exact=True)
+        if name == "gathered_conv2d":
+            b = np.full(of.channels[1], np.nan, dtype)
+            b[... if outs is None else outs.indices] = rng.integers(-9, 10)
+            options |= dict(bias=b if bias else None, slope=slope, scale=scale)
+        elif name == "scatter_conv2d":
+            options |= dict(alpha=alpha, out=rng.integers(-9, 10, shape).astype(dtype))
+        if given_out and name != "scatter_conv2d":
+            options["out"] = np.full(shape, np.nan, dtype)
+        assert_convolution(name, of, left, right, ins, outs, **options)
+        for array, values in zip((left, right), operands, strict=True):
+            assert_same_bits(array.copy(), values)
+
+    @every_convolution
+    @settings(max_examples=100)
+    @given(
+        of=convolutions(channels=(1, 3, 16, 17), most=6),
+        sets=st.tuples(kinds, kinds),
+        dtype=dtypes,
+        slope=slopes,
+        scale=scales,
+        seed=seeds,
+    )
+    def test_within_the_bound_of_rounding(self, name, of, sets, dtype, slope, scale, seed):
+        rng = np.random.default_rng(seed)
+        ins, outs = map(make_set, sets, of.channels, (rng, rng))
+        left, right = convolution_operands(name, dtype, of, ins, outs, rng)
+        options = {}
+        if name == "gathered_conv2d":
+            bias = rng.standard_normal(of.channels[1]).astype(dtype)
+            options = dict(bias=bias, slope=slope, scale=scale)
+        elif name == "scatter_conv2d":
+            out = rng.standard_normal((*of.kernel, *of.channels)).astype(dtype)
+            options = dict(alpha=scale, out=out)
+        assert_convolution(name, of, left, right, ins, outs, **options)
+
+    @pytest.mark.parametrize("layout", OUT_LAYOUTS)
+    @pytest.mark.parametrize("name", CONVOLUTIONS[:3])
+    @settings(max_examples=12)
+    @given(of=convolutions(channels=(1, 16, 17, 33)), kind=kinds, dtype=dtypes, seed=seeds)
+    def test_out_of_any_layout(self, name, layout, of, kind, dtype, seed):
+        rng = np.random.default_rng(seed)
+        sets = ("none", "none") if name == "conv2d_at" else (kind, kind)
+        ins, outs = map(make_set, sets, of.channels, (rng, rng))
+        left, right = convolution_operands(name, dtype, of, ins, outs, rng)
+        options = of.geometry
+        options |= {"conv2d_at": {"kernel_size": of.kernel}}.get(
+            name, dict(in_channels=ins, out_channels=outs)
+        )
+        if name == "gathered_conv2d_t":
+            options["input_size"] = of.size
+        kernel = getattr(kernels, name)
+        expected = kernel(left, right, **options)
+        out, memory = room(expected.shape, dtype, layout)
+        memory[...] = canary(memory.shape, dtype)
+        around = memory.copy()
+        assert kernel(left, right, out=out, **options) is out
+        assert_same_bits(out.copy(), expected)
+        # What lies around it has kept its bits.
+        written = np.lib.stride_tricks.as_strided
+        shift = out.ctypes.data - memory.ctypes.data
+        if out.size:
+            place = np.frombuffer(around.data, dtype, offset=shift)
+            written(place, out.shape, out.strides)[...] = expected
+        assert_same_bits(memory, around)
+
+
+def lines_of_a_band(of, band_bytes, dtype=np.float32):
+    """Return how many lines have their patches in a band, at the least width of a row."""
+    pixels = (of.out_size[1] - 1) * of.stride[1] + of.dilation[1] * (of.kernel[1] - 1) + 1
+    row = pixels * of.channels[0] * np.dtype(dtype).itemsize * of.stride[0]
+    return max(1, band_bytes // row)
+
+
+# What each reaches is checked by the test, in terms of the constants of `patches`.
+LARGE = {
+    # One group of panels after another: the packed weights are larger than `_PACKED_BYTES`.
+    "groups": Convolution(2, (5, 6), (210, 200), (3, 3), padding=(1, 1)),
+    # Many bands, each over the ends of images, both padded and read where they lie.
+    "bands, padded": Convolution(3, (40, 41), (67, 50), (3, 3), padding=(1, 1)),
+    "bands, in place": Convolution(3, (43, 40), (64, 50), (2, 3)),
+    "bands, strided": Convolution(3, (61, 60), (40, 35), (3, 3), (2, 2), (1, 1)),
+    # Lines of one band from many small images.
+    "images": Convolution(150, (4, 4), (40, 48), (3, 3), padding=(1, 1)),
+    # So many columns of G that they, and not the patches, say how long a band of it is.
+    "wide": Convolution(2, (40, 40), (8, 400), (1, 2)),
+}  # fmt: skip
+
+
+class TestLarge:
+    def test_what_is_reached(self):
+        of = LARGE["groups"]
+        assert np.prod(of.kernel) * of.channels[0] * of.channels[1] * 4 > patches._PACKED_BYTES
+        columns = -(-of.channels[1] // (MACHINE.vector_bytes // 4))
+        assert columns > 2 * MACHINE.tile_vectors
+        for name in ("bands, padded", "bands, in place", "bands, strided"):
+            of = LARGE[name]
+            for band_bytes in (patches._BAND_BYTES, patches._LONG_BAND_BYTES):
+                lines = lines_of_a_band(of, band_bytes)
+                assert 2 * lines < of.batch * of.out_size[0]
+                assert of.out_size[0] % lines
+        of = LARGE["images"]
+        assert lines_of_a_band(of, patches._BAND_BYTES) > 3 * of.out_size[0]
+        assert 2 * lines_of_a_band(of, patches._BAND_BYTES) < of.batch * of.out_size[0]
+        of = LARGE["wide"]
+        assert lines_of_a_band(of, patches._LONG_BAND_BYTES) > of.batch * of.out_size[0]
+        assert of.batch * np.prod(of.out_size) * of.channels[1] * 4 > 2 * patches._PACKED_BYTES
+
+    @every_convolution
+    @pytest.mark.parametrize("large", LARGE)
+    def test_whole_numbers(self, name, large):
+        of = LARGE[large]
+        rng = np.random.default_rng(0)
+        sets = ("none", "none") if large == "groups" or name == "conv2d_at" else ("most", "most")
+        if large.startswith("bands") and name == "gathered_conv2d":
+            sets = ("none", "most")
+        ins, outs = map(make_set, sets, of.channels, (rng, rng))
+        operands = convolution_operands(name, np.float32, of, ins, outs, rng, whole_numbers=True)
+        # Sums stay below 2**24.
+        left, right = (np.sign(a) * (abs(a) % 4) for a in operands)
+        out = np.full(of.shapes(ins, outs)[name], np.nan, np.float32)
+        if name == "scatter_conv2d":
+            out[...] = 1
+        assert_convolution(name, of, left, right, ins, outs, out=out, wide=np.float64, exact=True)
+
+
+@every_dtype
+def test_every_height_and_width_of_a_remainder(dtype):
+    """Tiles of every height and width, with as many positions and columns, in exact arithmetic."""
+    rng = np.random.default_rng(0)
+    lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
+    widths = [
+        width
+        for vectors in range(MACHINE.tile_vectors + 2)
+        for width in (vectors * lanes, vectors * lanes + 1, vectors * lanes + lanes - 1)
+        if width
+    ]
+    for width, positions in itertools.product(widths, range(1, 2 * MACHINE.tile_rows + 2)):
+        of = Convolution(1, (1, positions), (3, width), (1, 3), padding=(0, 1))
+        for name in CONVOLUTIONS[:3]:
+            operands = convolution_operands(name, dtype, of, None, None, rng, whole_numbers=True)
+            assert_convolution(name, of, *operands, wide=np.float64, exact=True)
+
+
+class TestValues:
+    def test_weights_outside_the_sets_may_be_anything(self):
+        rng = np.random.default_rng(3)
+        of = Convolution(2, (6, 5), (40, 50), (3, 2), (2, 1), (1, 1))
+        ins, outs = make_set("half", 40, rng), make_set("sparse", 50, rng)
+        for dtype in DTYPES:
+            x, w = convolution_operands("gathered_conv2d", dtype, of, ins, outs, rng)
+            g, _ = convolution_operands("gathered_conv2d_t", dtype, of, ins, outs, rng)
+            outside = np.isnan(w)
+            results = []
+            for poison in (0.0, np.inf, -np.inf, np.nan, np.finfo(dtype).tiny / 4):
+                w[outside] = poison
+                y = kernels.gathered_conv2d(x, w, ins, outs, **of.geometry)
+                dx = kernels.gathered_conv2d_t(g, w, ins, outs, input_size=of.size, **of.geometry)
+                results.append(y.tobytes() + dx.tobytes())
+            assert len(set(results)) == 1
+
+    @every_dtype
+    def test_nan_and_infinity_spread_to_the_outputs_that_see_them(self, dtype):
+        x, w = np.ones((1, 5, 6, 2), dtype), np.ones((3, 3, 2, 4), dtype)
+        x[0, 2, 3, 1], w[0, 0, 0, 3] = np.nan, np.inf
+        y = kernels.gathered_conv2d(x, w)
+        np.testing.assert_array_equal(y, reference.gathered_conv2d(x, w))
+        # The frame of a gradient is zeros, which an infinite weight would make NaN.
+        w[0, 0, 0, 3] = 1
+        dx = kernels.gathered_conv2d_t(y, w, input_size=(5, 6))
+        np.testing.assert_array_equal(dx, reference.gathered_conv2d_t(y, w, input_size=(5, 6)))
+
+    @pytest.mark.parametrize("channels", [(0, 5), (5, 0), (0, 0)])
+    @every_convolution
+    def test_no_channels(self, name, channels):
+        of = Convolution(2, (5, 4), channels, (3, 2), padding=(1, 0))
+        operands = convolution_operands(name, np.float64, of, None, None, np.random.default_rng(0))
+        out = np.full(of.shapes(None, None)[name], np.nan)
+        if name == "scatter_conv2d":
+            out[...] = 1
+        assert_convolution(name, of, *operands, out=out, exact=True)
+
+    def test_images_without_pixels(self):
+        y = kernels.gathered_conv2d(np.ones((2, 0, 3, 4)), np.ones((3, 3, 4, 5)), padding=2)
+        np.testing.assert_array_equal(y, np.zeros((2, 2, 5, 5)))
+
+    @pytest.mark.parametrize(
+        "form", [lambda s: s, lambda s: s.indices, lambda s: s.indices.tolist(), lambda s: s.mask()]
+    )
+    def test_index_sets_in_every_form(self, form):
+        rng = np.random.default_rng(5)
+        of = Convolution(2, (5, 5), (20, 30), (3, 3))
+        ins, outs = make_set("half", 20, rng), make_set("half", 30, rng)
+        for name in ("gathered_conv2d", "gathered_conv2d_t", "scatter_conv2d"):
+            left, right = convolution_operands(name, np.float64, of, ins, outs, rng)
+            results = []
+            for sets in ((ins, outs), (form(ins), form(outs))):
+                more = {"input_size": (5, 5)} if name == "gathered_conv2d_t" else {}
+                more |= {"out": np.zeros((3, 3, 20, 30))} if name == "scatter_conv2d" else {}
+                results.append(getattr(kernels, name)(left, right, *sets, **more))
+            assert_same_bits(*results)
+
+    def test_lists_are_arrays_of_float64(self):
+        y = kernels.gathered_conv2d([[[[1.0], [2.0]]]], [[[[3.0]], [[4.0]]]], bias=[0.5])
+        np.testing.assert_array_equal(y, [[[[11.5]]]])
+
+    def test_one_number_is_both_of_a_pair(self):
+        x, w = np.random.default_rng(0).standard_normal((2, 1, 9, 9, 3))
+        x, w = x[..., None, :][..., 0, :], w[:, :3, :3, :, None][0]
+        one = kernels.gathered_conv2d(x, w, stride=2, padding=3, dilation=2)
+        pair = kernels.gathered_conv2d(x, w, stride=(2, 2), padding=[3, 3], dilation=(2, 2))
+        assert_same_bits(one, pair)
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    monkeypatch.setattr(convolution, "_SERIAL_BELOW", 0)
+    # Gradients of weights are cut across channels, or columns, or both.
+    geometries = [
+        *GEOMETRIES,
+        Convolution(2, (33, 31), (3, 70), (3, 3), padding=(1, 1)),
+        Convolution(2, (33, 31), (40, 70), (3, 3), padding=(1, 1)),
+    ]
+    before = kernels.get_num_threads()
+    digests = set()
+    try:
+        for threads in (1, 2, 3, 5):
+            kernels.set_num_threads(threads)
+            digests.add(check_convolutions(geometries, guard=copied))
+    finally:
+        kernels.set_num_threads(before)
+    assert len(digests) == 1
+
+
+def test_no_byte_outside_an_operand():
+    answer("-c", "from kernel_checks import *; check_convolutions()")
