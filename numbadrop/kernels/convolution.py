@@ -558,8 +558,9 @@ def scatter_conv2d(
     check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
     check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
     dw = conv2d_at(x, g, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
-    matrix = out.reshape(-1, n_out)
+    matrix = out.reshape(kernel[0] * kernel[1] * n_in, n_out)
     rows = None if ins is None else IndexSet.all(kernel[0] * kernel[1]).outer(ins)
     slots = np.empty((0, *matrix.shape), out.dtype)
-    update_block(_Factor(alpha), matrix, slots, dw.reshape(-1, g.shape[3]), rows, outs)
+    values = dw.reshape(kernel[0] * kernel[1] * x.shape[3], g.shape[3])
+    update_block(_Factor(alpha), matrix, slots, values, rows, outs)
     return out
