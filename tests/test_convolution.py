@@ -332,22 +332,266 @@ class TestValues:
 
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     monkeypatch.setattr(convolution, "_SERIAL_BELOW", 0)
-    # Gradients of weights are cut across channels, or columns, or both.
-    geometries = [
-        *GEOMETRIES,
-        Convolution(2, (33, 31), (3, 70), (3, 3), padding=(1, 1)),
-        Convolution(2, (33, 31), (40, 70), (3, 3), padding=(1, 1)),
+    rng = np.random.default_rng(0)
+    # Gradients of weights are cut across channels, columns or both, and have several bands.
+    large = [
+        convolution_operands("conv2d_at", np.float32, of, None, None, rng)
+        for of in (
+            Convolution(2, (90, 91), (3, 70), (3, 3), padding=(1, 1)),
+            Convolution(2, (61, 60), (40, 70), (3, 3), (1, 1), (1, 1)),
+        )
     ]
     before = kernels.get_num_threads()
-    digests = set()
+    results = set()
     try:
         for threads in (1, 2, 3, 5):
             kernels.set_num_threads(threads)
-            digests.add(check_convolutions(geometries, guard=copied))
+            found = [check_convolutions(GEOMETRIES[:-1], guard=copied).encode()]
+            for x, g in large:
+                w = kernels.conv2d_at(x, g, kernel_size=3, padding=1)
+                y = kernels.gathered_conv2d(x, w, padding=1, slope=0.5, bias=w[0, 0, 0])
+                dx = kernels.gathered_conv2d_t(y, w, input_size=x.shape[1:3], padding=1)
+                kernels.scatter_conv2d(x, g, padding=1, out=w)
+                found += [a.tobytes() for a in (w, y, dx)]
+            results.add(b"".join(found))
     finally:
         kernels.set_num_threads(before)
-    assert len(digests) == 1
+    assert len(results) == 1
 
 
 def test_no_byte_outside_an_operand():
     answer("-c", "from kernel_checks import *; check_convolutions()")
+
+
+F4, F8 = np.float32, np.float64
+
+
+def full(shape, dtype=F8):
+    return np.full(shape, 3.0, dtype)
+
+
+def read_only(shape):
+    array = full(shape)
+    array.flags.writeable = False
+    return array
+
+
+def forward(**changes):
+    """Call the forward pass of x (2, 5, 6, 3), w (3, 2, 4, 5) with in_channels [0, 1, 3]."""
+    return (
+        dict(name="gathered_conv2d", x=(2, 5, 6, 3), w=(3, 2, 4, 5), in_channels=[0, 1, 3],
+             out=(2, 3, 5, 5)) | changes
+    )  # fmt: skip
+
+
+def backward(**changes):
+    return (
+        dict(name="gathered_conv2d_t", g=(2, 3, 5, 2), w=(3, 2, 4, 5), out_channels=[0, 3],
+             input_size=(5, 6), out=(2, 5, 6, 4)) | changes
+    )  # fmt: skip
+
+
+def compact(**changes):
+    return (
+        dict(name="conv2d_at", x=(2, 5, 6, 3), g=(2, 3, 5, 4), kernel_size=(3, 2),
+             out=(3, 2, 3, 4)) | changes
+    )  # fmt: skip
+
+
+def scatter(**changes):
+    return (
+        dict(name="scatter_conv2d", x=(2, 5, 6, 2), g=(2, 3, 5, 5), in_channels=[0, 2],
+             out=(3, 2, 4, 5)) | changes
+    )  # fmt: skip
+
+
+BAD = [
+    # rank
+    (forward(x=(5, 6, 3)), ValueError, r"^x must have shape \(batch, height, width, channels\)"),
+    (forward(w=(2, 4, 5)), ValueError, r"^w must have shape \(kernel height.*got \(2, 4, 5\)"),
+    (forward(w=(0, 2, 4, 5)), ValueError, r"^w must have shape .*got \(0, 2, 4, 5\)"),
+    (backward(g=(3, 5, 2)), ValueError, r"^g must have shape \(batch, .*got \(3, 5, 2\)"),
+    (backward(w=(3, 2, 4, 5, 1)), ValueError, r"^w must have shape .*got \(3, 2, 4, 5, 1\)"),
+    (compact(x=(5, 6)), ValueError, r"^x must have shape \(batch, .*got \(5, 6\)"),
+    (compact(g=()), ValueError, r"^g must have shape \(batch, .*got \(\)"),
+    (scatter(g=(2, 15, 5)), ValueError, r"^g must have shape \(batch, .*got \(2, 15, 5\)"),
+    (scatter(out=(6, 4, 5)), ValueError, r"^out must have shape \(kernel height.*\(6, 4, 5\)"),
+    (scatter(out=(3, 0, 4, 5)), ValueError, r"^out must have shape .*\(3, 0, 4, 5\)"),
+    # size
+    (forward(x=(2, 5, 6, 4)), ValueError, r"^x must have 3 entries on axis 3.* in_channels, got 4"),
+    (forward(in_channels=None), ValueError, r"^x must have 4 entries on axis 3.* got 3"),
+    (forward(bias=(4,)), ValueError, r"^bias must have shape \(5,\), got \(4,\)"),
+    (forward(bias=(1, 5)), ValueError, r"^bias must have shape \(5,\), got \(1, 5\)"),
+    (forward(bias=3.0), ValueError, r"^bias must have shape \(5,\), got \(1,\)"),
+    (backward(g=(2, 3, 5, 5)), ValueError, r"^g must have 2 entries.* out_channels, got 5"),
+    (backward(g=(2, 5, 3, 2)), ValueError, r"^g must have height and width \(3, 5\), got \(5, 3\)"),
+    (backward(input_size=(5, 7)), ValueError, r"^g must have height and width \(3, 6\), got"),
+    (backward(stride=2), ValueError, r"^g must have height and width \(2, 3\), got \(3, 5\)"),
+    (backward(input_size=(0, 6)), ValueError, r"^input_size must be at least 1.*got \(0, 6\)"),
+    (backward(input_size=5.0), TypeError, r"^input_size must be an integer or a pair.*got 5.0"),
+    (compact(g=(3, 3, 5, 4)), ValueError, r"^x and g must have the same batch, got 2 and 3"),
+    (compact(g=(2, 3, 6, 4)), ValueError, r"^g must have height and width \(3, 5\), got \(3, 6\)"),
+    (compact(kernel_size=0), ValueError, r"^kernel_size must be at least 1.*got 0"),
+    (compact(kernel_size=(3, 2, 1)), TypeError, r"^kernel_size must be .*got \(3, 2, 1\)"),
+    (compact(kernel_size=(3, 3)), ValueError, r"^g must have height and width \(3, 4\), got"),
+    (scatter(x=(2, 5, 6, 4)), ValueError, r"^x must have 2 entries.* in_channels, got 4"),
+    (scatter(g=(2, 3, 5, 4)), ValueError, r"^g must have 5 entries.* out_channels, got 4"),
+    (scatter(g=(1, 3, 5, 5)), ValueError, r"^x and g must have the same batch, got 2 and 1"),
+    (scatter(g=(2, 3, 4, 5)), ValueError, r"^g must have height and width \(3, 5\), got \(3, 4\)"),
+    # geometry
+    (
+        forward(w=(3, 9, 4, 5), padding=1),
+        ValueError,
+        r"^the kernel is larger than the padded image: width 6 with padding 1 on both sides, "
+        r"kernel size 9 with dilation 1$",
+    ),
+    (forward(dilation=(3, 1)), ValueError, r"larger than .*height 5 .* size 3 with dilation 3$"),
+    (backward(dilation=(3, 1)), ValueError, r"larger than .*height 5 .* size 3 with dilation 3$"),
+    (compact(dilation=(1, 6)), ValueError, r"larger than .*width 6 .* size 2 with dilation 6$"),
+    (scatter(dilation=(1, 6)), ValueError, r"larger than .*width 6 .* size 2 with dilation 6$"),
+    (forward(stride=0), ValueError, r"^stride must be at least 1.*got 0"),
+    (forward(stride=(1, -2)), ValueError, r"^stride must be at least 1.*got \(1, -2\)"),
+    (forward(stride=1.5), TypeError, r"^stride must be an integer or a pair of .*got 1.5"),
+    (forward(stride=2**64), ValueError, r"^stride must be .*below 2\*\*31, got"),
+    (forward(padding=-1), ValueError, r"^padding must be at least 0.*got -1"),
+    (forward(padding="same"), TypeError, r"^padding must be .*got 'same'"),
+    (forward(padding=(1, 1, 1)), TypeError, r"^padding must be .*got \(1, 1, 1\)"),
+    (forward(dilation=(0, 1)), ValueError, r"^dilation must be at least 1.*got \(0, 1\)"),
+    (forward(padding=2**20, dilation=(2**20, 2**21), out=None), ValueError, r"^padding is too"),
+    (backward(stride=0), ValueError, r"^stride must be at least 1.*got 0"),
+    (compact(padding=-1), ValueError, r"^padding must be at least 0.*got -1"),
+    (scatter(dilation=None), TypeError, r"^dilation must be .*got None"),
+    # index sets
+    (forward(in_channels=[0, 1, 4]), ValueError, r"^in_channels must be in \[0, 4\), got 4"),
+    (forward(in_channels=[-1, 1, 2]), ValueError, r"^in_channels must be in \[0, 4\), got -1"),
+    (forward(in_channels=[]), ValueError, r"^in_channels is empty"),
+    (forward(out_channels=[2, 1]), ValueError, r"^out_channels must be ascending.* 2 .* by 1"),
+    (forward(out_channels=[1, 1]), ValueError, r"^out_channels must be ascending.* 1 .* by 1"),
+    (forward(out_channels=[0.0]), TypeError, r"^out_channels must hold integers or .* float64"),
+    (forward(out_channels=IndexSet([0], 4)), ValueError, r"^out_channels is a set of 4 .* 5"),
+    (backward(in_channels=[True]), ValueError, r"^in_channels is a boolean mask of length 1.* 4"),
+    (backward(out_channels=[0, 5]), ValueError, r"^out_channels must be in \[0, 5\), got 5"),
+    (scatter(in_channels=[2, 0]), ValueError, r"^in_channels must be ascending.* 2 .* by 0"),
+    (scatter(out_channels=[]), ValueError, r"^out_channels is empty"),
+    # dtypes
+    (forward(x=full((2, 5, 6, 3), F4)), TypeError, r"^x and w must have one dtype.*float32"),
+    (forward(x=full((2, 5, 6, 3), int)), TypeError, r"^x must be float32 or float64, got int64"),
+    (forward(w=full((3, 2, 4, 5), "f2")), TypeError, r"^w must be float32 or .* got float16"),
+    (forward(w=full((3, 2, 4, 5), ">f8")), TypeError, r"^w must be float32 or .* got >f8"),
+    (forward(bias=full(5, F4)), TypeError, r"^bias and w must have one dtype.*float32"),
+    (forward(out=full((2, 3, 5, 5), F4)), TypeError, r"^out must have dtype float64, got float32"),
+    (backward(g=full((2, 3, 5, 2), F4)), TypeError, r"^g and w must have one dtype.*float32"),
+    (backward(out=full((2, 5, 6, 4), F4)), TypeError, r"^out must have dtype float64"),
+    (compact(g=full((2, 3, 5, 4), F4)), TypeError, r"^x and g must have one dtype.*float32"),
+    (compact(out=full((3, 2, 3, 4), F4)), TypeError, r"^out must have dtype float64"),
+    (scatter(g=full((2, 3, 5, 5), F4)), TypeError, r"^x and g must have one dtype.*float32"),
+    (scatter(out=full((3, 2, 4, 5), F4)), TypeError, r"^out must have dtype float64"),
+    # out
+    (forward(out=(2, 3, 5, 4)), ValueError, r"^out must have shape \(2, 3, 5, 5\), got \(2, 3"),
+    (forward(out=read_only((2, 3, 5, 5))), ValueError, r"^out is read-only"),
+    (forward(out=[[0.0]]), TypeError, r"^out must be a NumPy array, got list"),
+    (backward(out=(2, 5, 5, 4)), ValueError, r"^out must have shape \(2, 5, 6, 4\), got"),
+    (backward(out=read_only((2, 5, 6, 4))), ValueError, r"^out is read-only"),
+    (compact(out=(3, 2, 4, 3)), ValueError, r"^out must have shape \(3, 2, 3, 4\), got"),
+    (compact(out=read_only((3, 2, 3, 4))), ValueError, r"^out is read-only"),
+    (scatter(out=read_only((3, 2, 4, 5))), ValueError, r"^out is read-only"),
+    (scatter(out=[[0.0]]), TypeError, r"^out must be a NumPy array, got list"),
+    (scatter(out=full((5, 4, 2, 3)).T), ValueError, r"^out must be C-contiguous"),
+    # numbers
+    (forward(slope=-1.0), ValueError, r"^slope must be in .*got -1"),
+    (forward(scale=0.0), ValueError, r"^scale must be in .*got 0"),
+    (forward(scale="1"), TypeError, r"^scale must be a real number, got '1'"),
+    (scatter(alpha="1"), TypeError, r"^alpha must be a real number, got '1'"),
+]  # fmt: skip
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(("call", "error", "message"), BAD)
+    def test_is_refused_before_anything_is_written(self, call, error, message):
+        pairs = "input_size", "kernel_size", "stride", "padding", "dilation"
+        call = {
+            name: full(value) if isinstance(value, tuple) and name not in pairs else value
+            for name, value in call.items()
+        }
+        kernel = getattr(kernels, call.pop("name"))
+        before = np.copy(call["out"])
+        with pytest.raises(error, match=message):
+            kernel(**call)
+        assert_same_bits(np.copy(call["out"]), before)
+
+    def test_nothing_is_wrong_with_the_calls_themselves(self):
+        for call in (forward(), backward(), compact(), scatter()):
+            arrays = {name: full(call[name]) for name in "xgw" if name in call}
+            call |= arrays | {"out": full(call["out"])}
+            getattr(kernels, call.pop("name"))(**call)
+
+    @pytest.mark.parametrize("which", [0, 1])
+    @every_convolution
+    def test_out_that_overlaps_an_operand(self, name, which):
+        # A kernel of 1 x 1, so that images, gradient and weights have one size.
+        names = {"gathered_conv2d": "xw", "gathered_conv2d_t": "gw"}.get(name, "xg")
+        memory = np.arange(200.0)
+        shared = memory[50:66].reshape(1, 1, 4, 4)
+        other = np.ones((1, 1, 4, 4))
+        left, right = (other, shared) if which else (shared, other)
+        more = {"gathered_conv2d_t": {"input_size": (1, 4)}, "conv2d_at": {"kernel_size": 1}}
+        for start in (50, 35, 65):
+            before = memory.copy()
+            out = memory[start : start + 16].reshape(1, 1, 4, 4)
+            with pytest.raises(ValueError, match=f"^out overlaps {names[which]}"):
+                getattr(kernels, name)(left, right, out=out, **more.get(name, {}))
+            assert_same_bits(memory, before)
+
+    def test_out_that_overlaps_the_bias_or_itself(self):
+        x, w = np.ones((1, 1, 3, 2)), np.ones((1, 1, 2, 4))
+        memory = np.zeros(20)
+        with pytest.raises(ValueError, match=r"^out overlaps bias"):
+            kernels.gathered_conv2d(x, w, bias=memory[:4], out=memory[3:15].reshape(1, 1, 3, 4))
+        out = np.lib.stride_tricks.as_strided(memory, (1, 1, 3, 4), (96, 96, 24, 8))
+        with pytest.raises(ValueError, match=r"^out overlaps itself"):
+            kernels.gathered_conv2d(x, w, out=out)
+        assert_same_bits(memory, np.zeros(20))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_against_pytorch(part):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(part)
+    for _ in range(80):
+        kernel, stride, dilation, padding = (
+            tuple(map(int, rng.integers(low, high, 2)))
+            for low, high in ((1, 6), (1, 4), (1, 4), (0, 6))
+        )
+        size = tuple(
+            max(1, d * (k - 1) + 1 - 2 * p) + int(rng.integers(12))
+            for d, k, p in zip(dilation, kernel, padding, strict=True)
+        )
+        channels = tuple(int(rng.choice([1, 2, 3, 8, 17, 30])) for _ in range(2))
+        of = Convolution(int(rng.integers(1, 4)), size, channels, kernel, stride, padding, dilation)
+        ins, outs = (make_set(str(rng.choice(SETS)), n, rng) for n in channels)
+        shapes = of.shapes(ins, outs)
+        x, g = rng.standard_normal(shapes["x"]), rng.standard_normal(shapes["g"])
+        w, bias = rng.standard_normal(shapes["w"]), rng.standard_normal(channels[1])
+
+        kept = w[:, :, *block(channels, ins, outs)]
+        theirs = [torch.tensor(a, requires_grad=True)
+                  for a in (x.transpose(0, 3, 1, 2), kept.transpose(3, 2, 0, 1))]  # fmt: skip
+        y = torch.nn.functional.conv2d(
+            *theirs, torch.tensor(bias if outs is None else bias[outs.indices]), **of.geometry
+        )
+        y.backward(torch.tensor(g.transpose(0, 3, 1, 2)))
+
+        options = dict(in_channels=ins, out_channels=outs, **of.geometry)
+        ours = (
+            kernels.gathered_conv2d(x, w, bias=bias, **options),
+            kernels.gathered_conv2d_t(g, w, input_size=size, **options),
+            kernels.conv2d_at(x, g, kernel_size=kernel, **of.geometry),
+        )
+        expected = (
+            y.detach().numpy().transpose(0, 2, 3, 1),
+            theirs[0].grad.numpy().transpose(0, 2, 3, 1),
+            theirs[1].grad.numpy().transpose(2, 3, 1, 0),
+        )
+        for one, other in zip(ours, expected, strict=True):
+            assert one.shape == other.shape
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-11, err_msg=str(of))
