@@ -18,7 +18,7 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -265,6 +265,179 @@ def check_many(shapes: Any = SHAPES, layouts: Any = ("C", "F", "spread"), guard:
             }.get(name, (n_in, n_out))
             out = place(rng.standard_normal(wanted).astype(dtype))
             result = assert_product(name, left, right, rows, cols, out=out, alpha=-0.5)
+            digest.update(result.tobytes())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------- convolutions
+
+CONVOLUTIONS = ("gathered_conv2d", "gathered_conv2d_t", "conv2d_at", "scatter_conv2d")
+
+
+class Convolution(NamedTuple):
+    """The sizes of a convolution; pairs are height and width."""
+
+    batch: int
+    size: tuple[int, int]
+    channels: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        return dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        return kernels.conv2d_size(self.size, self.kernel, **self.geometry)
+
+    def shapes(self, ins: IndexSet | None, outs: IndexSet | None) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of images, weights and gradient, and of the result of each kernel."""
+        n_in, n_out = self.channels
+        x = (self.batch, *self.size, count(ins, n_in))
+        g = (self.batch, *self.out_size, count(outs, n_out))
+        w = (*self.kernel, n_in, n_out)
+        return dict(
+            x=x, w=w, g=g, gathered_conv2d=g, gathered_conv2d_t=x,
+            conv2d_at=(*self.kernel, x[3], g[3]), scatter_conv2d=w,
+        )  # fmt: skip
+
+
+def convolution_operands(
+    name: str,
+    dtype: Any,
+    of: Convolution,
+    ins: IndexSet | None,
+    outs: IndexSet | None,
+    rng: np.random.Generator,
+    whole_numbers: bool = False,
+) -> tuple[Array, Array]:
+    """Return the first two arguments of a convolution; weights that take no part are NaN."""
+    shapes = of.shapes(ins, outs)
+
+    def draw(*shape: int) -> Array:
+        if whole_numbers:
+            return rng.integers(-9, 10, shape).astype(dtype)
+        return rng.standard_normal(shape).astype(dtype)
+
+    if name in ("conv2d_at", "scatter_conv2d"):
+        return draw(*shapes["x"]), draw(*shapes["g"])
+    w = np.full(shapes["w"], np.nan, dtype)
+    inside = np.s_[:, :, *block(of.channels, ins, outs)]
+    w[inside] = draw(*w[inside].shape)
+    return draw(*shapes["x" if name == "gathered_conv2d" else "g"]), w
+
+
+def assert_convolution(
+    name: str,
+    of: Convolution,
+    left: Array,
+    right: Array,
+    ins: IndexSet | None = None,
+    outs: IndexSet | None = None,
+    *,
+    out: Array | None = None,
+    alpha: float = 1.0,
+    bias: Array | None = None,
+    slope: float = 1.0,
+    scale: float = 1.0,
+    wide: Any = WIDE,
+    exact: bool = False,
+) -> Array:
+    """Check one convolution against the reference in the type `wide`; return the result.
+
+    `exact`: whole numbers, which every order of the sums adds up to the same.
+    """
+    sets = {} if name == "conv2d_at" else {"in_channels": ins, "out_channels": outs}
+    options = of.geometry | sets
+    more: dict[str, Any] = {}
+    # Of the products of a sum; bias, slope and scale, or factor and addition, round once each.
+    depth = of.batch * of.out_size[0] * of.out_size[1]
+    touched: Any = np.s_[...]
+    if name == "gathered_conv2d":
+        depth = of.kernel[0] * of.kernel[1] * left.shape[3] + 3
+        options |= dict(slope=slope, scale=scale)
+        more = {} if bias is None else {"bias": bias}
+    elif name == "gathered_conv2d_t":
+        depth = of.kernel[0] * of.kernel[1] * left.shape[3]
+        options["input_size"] = of.size
+    elif name == "conv2d_at":
+        options["kernel_size"] = of.kernel
+    else:
+        assert out is not None
+        depth += 2
+        options["alpha"] = alpha
+        more = {"out": out.copy()}
+        touched = np.s_[:, :, *block(of.channels, ins, outs)]
+    operands = [a.astype(wide) for a in (left, right)]
+    more = {key: a.astype(wide) for key, a in more.items()}
+    oracle = getattr(reference, name)
+    expected = oracle(*operands, **options, **{key: a.copy() for key, a in more.items()})
+    call = options | ({} if bias is None else {"bias": bias})
+    before = None if out is None else out.copy()
+    result = getattr(kernels, name)(left, right, out=out, **call)
+    assert out is None or result is out
+    assert result.shape == expected.shape == of.shapes(ins, outs)[name]
+    assert result.dtype == left.dtype
+    if name == "scatter_conv2d":
+        assert before is not None
+        untouched = np.ones(result.shape, np.bool_)
+        untouched[touched] = False
+        assert_same_bits(result[untouched], before[untouched])
+    if exact:
+        np.testing.assert_array_equal(result[touched], expected[touched])
+        return result
+    if name == "gathered_conv2d":
+        options["slope"] = 1.0
+    if name == "scatter_conv2d":
+        options["alpha"] = abs(alpha)
+    largest = oracle(*map(abs, operands), **options, **{key: abs(a) for key, a in more.items()})
+    error = abs(result - expected)[touched]
+    bound = gamma(depth, left.dtype) * largest[touched] * max(1, slope)
+    assert np.all(error <= bound), f"error {np.max(error - bound)} over the bound"
+    return result
+
+
+# Sizes around the widths of registers and tiles; strided, padded and not; one with many lines.
+GEOMETRIES = [
+    Convolution(1, (1, 1), (1, 1), (1, 1)),
+    Convolution(2, (5, 7), (3, 17), (3, 3), padding=(1, 1)),
+    Convolution(1, (6, 5), (17, 1), (2, 3)),
+    Convolution(3, (7, 7), (16, 33), (3, 3), (2, 2), (1, 1)),
+    Convolution(2, (4, 9), (33, 50), (1, 4), (1, 3), (0, 2), (1, 2)),
+    Convolution(1, (3, 3), (5, 20), (3, 2), (3, 1), (4, 5), (2, 2)),
+    Convolution(9, (8, 8), (40, 31), (3, 3), padding=(1, 1)),
+]
+
+
+def check_convolutions(geometries: Any = GEOMETRIES, guard: Any = guarded) -> str:
+    """Check convolutions of every kind on guarded operands; return a digest of the results."""
+    digest = hashlib.sha256()
+    kinds = itertools.cycle(itertools.product(SETS, SETS))
+    for number, (dtype, of, at_end) in enumerate(
+        itertools.product(DTYPES, geometries, (True, False))
+    ):
+        rng = np.random.default_rng(number)
+        for name in CONVOLUTIONS:
+            sets = ("none", "none") if name == "conv2d_at" else next(kinds)
+            ins, outs = (
+                kept and IndexSet._trusted(guard(kept.indices, at_end), kept.size)
+                for kept in map(make_set, sets, of.channels, (rng, rng))
+            )
+            left, right = (
+                guard(a, at_end) for a in convolution_operands(name, dtype, of, ins, outs, rng)
+            )
+            shape = of.shapes(ins, outs)[name]
+            out = guard(rng.standard_normal(shape).astype(dtype), at_end)
+            bias = np.full(of.channels[1], np.nan, dtype)
+            bias[... if outs is None else outs.indices] = 0.5
+            options = dict(bias=guard(bias, at_end), slope=0.5, scale=1.25)
+            options = options if name == "gathered_conv2d" else {}
+            result = assert_convolution(
+                name, of, left, right, ins, outs, out=out, alpha=-0.5, **options
+            )
             digest.update(result.tobytes())
     return digest.hexdigest()
 

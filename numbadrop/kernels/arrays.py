@@ -38,6 +38,8 @@ Pair = int | tuple[int, int]
 Array = NDArray[Any]
 _SMALLEST_SCALE, _LARGEST = 2.0**-126, 2.0**127
 """Factors between these are finite and not zero as float32, too."""
+_LARGEST_PAIR = 2**31 - 1
+"""Of numbers up to this one, products do not leave the range of int64 in a kernel."""
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -95,8 +97,8 @@ def check_pair(name: str, value: Pair, least: int) -> tuple[int, int]:
         pair = operator.index(down), operator.index(along)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}") from None
-    if min(pair) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if min(pair) < least or max(pair) > _LARGEST_PAIR:
+        raise ValueError(f"{name} must be at least {least} and below 2**31, got {value}")
     return pair
 
 

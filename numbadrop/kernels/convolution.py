@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 _SERIAL_BELOW = 200_000
+_MOST_FRAME_BYTES = 1 << 30
+"""Most bytes of a frame of zeros around what the patches of one line of positions cover."""
 
 
 class _Factor(NamedTuple):
@@ -161,6 +163,20 @@ def _out_size(axes: tuple[_Geometry, _Geometry], size: tuple[int, ...]) -> tuple
     return axes[0].out_size(size[0]), axes[1].out_size(size[1])
 
 
+def _check_frame(
+    axes: tuple[_Geometry, _Geometry], size: tuple[int, ...], pixel_bytes: int
+) -> None:
+    """Refuse padding that takes memory that there is not: a kernel could not say so."""
+    down, along = axes
+    rows, pixels = down.dilation * (down.kernel - 1) + 1, size[1] + 2 * along.padding
+    frame = rows * pixels * pixel_bytes
+    if (down.padding or along.padding) and frame > _MOST_FRAME_BYTES:
+        raise ValueError(
+            f"padding is too large: with padding {(down.padding, along.padding)} the patches of "
+            f"one line cover {rows} x {pixels} pixels, {frame} bytes of at most {_MOST_FRAME_BYTES}"
+        )
+
+
 def _check_weights(w: ArrayLike) -> Array:
     array = np.asarray(w)
     if array.ndim != 4 or 0 in array.shape[:2]:
@@ -219,8 +235,8 @@ def _convolve(
     depth_size, depth_step = (n_out, n_in * n_out) if transposed else (n_in, n_in)
     units = _indices(depth_units, depth_size)
     depth = (taps[:, None] * depth_step + units).ravel()
-    row_stride, col_stride = w.strides[2:]
-    cols = n_out
+    # Not those that NumPy says: of an axis of length 1 they may be anything.
+    row_stride, col_stride, cols = n_out * w.itemsize, w.itemsize, n_out
     if transposed:
         row_stride, col_stride, cols = col_stride, row_stride, n_in
     # Along the depth lie the weights of one tap behind those of another. Of the last tap there
@@ -317,6 +333,7 @@ def gathered_conv2d(
     check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
     slope, scale = check_rectifier(slope, scale)
     shape = (len(x), *_out_size(axes, x.shape[1:3]), n_out if outs is None else len(outs))
+    _check_frame(axes, x.shape[1:3], x.shape[3] * x.itemsize)
     inputs = {"x": x, "w": w}
     if bias is not None:
         bias = np.ascontiguousarray(bias)
@@ -390,6 +407,7 @@ def gathered_conv2d_t(
     check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
     size = check_pair("input_size", input_size, 1)
     _check_gradient_size(g, _out_size(axes, size))
+    _check_frame(axes, size, g.shape[3] * g.itemsize)
     shape = (len(g), *size, n_in if ins is None else len(ins))
     if out is None:
         out = np.empty(shape, w.dtype)
@@ -456,6 +474,7 @@ def conv2d_at(
     if len(x) != len(g):
         raise ValueError(f"x and g must have the same batch, got {len(x)} and {len(g)}")
     _check_gradient_size(g, _out_size(axes, x.shape[1:3]))
+    _check_frame(axes, x.shape[1:3], x.shape[3] * x.itemsize)
     shape = (*kernel, x.shape[3], g.shape[3])
     if out is None:
         out = np.empty(shape, x.dtype)
@@ -547,8 +566,9 @@ def scatter_conv2d(
     check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
     check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
     dw = conv2d_at(x, g, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
-    matrix = out.reshape(-1, n_out)
+    matrix = out.reshape(kernel[0] * kernel[1] * n_in, n_out)
     rows = None if ins is None else IndexSet.all(kernel[0] * kernel[1]).outer(ins)
     slots = np.empty((0, *matrix.shape), out.dtype)
-    update_block(_Factor(alpha), matrix, slots, dw.reshape(-1, g.shape[3]), rows, outs)
+    values = dw.reshape(kernel[0] * kernel[1] * x.shape[3], g.shape[3])
+    update_block(_Factor(alpha), matrix, slots, values, rows, outs)
     return out

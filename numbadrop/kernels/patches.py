@@ -114,7 +114,8 @@ def _is_padded(p):
 @inner
 def _lines_in(band_bytes, p, size):
     """Return how many lines of positions have their patches in a band of about that size."""
-    return max(1, band_bytes // (_row_pixels(p) * p.channels * p.step_y * size))
+    rows = p.step_y + p.reach_y // p.lines  # an image of few lines brings what they reach, too
+    return max(1, band_bytes // (_row_pixels(p) * p.channels * rows * size))
 
 
 @inner
