@@ -230,16 +230,16 @@ def _train(
         data.minibatches(recipe.batch_size, augmentation=augmentation)
     except ValueError as error:
         raise UserError(f"--augment: {error}") from error
+    try:
+        model, optimizer = recipe.build(data.features, data.classes, data.image_shape)
+    except ValueError as error:
+        raise UserError(f"{data.name}: {error}") from error
     print(
         f"{data.name}: {len(data.train_inputs)} training and {len(data.test_inputs)} test samples, "
         f"{data.features} features, {data.classes} classes\n"
         f"{_described(recipe, data)}, {threads} threads",
         flush=True,
     )
-    try:
-        model, optimizer = recipe.build(data.features, data.classes, data.image_shape)
-    except ValueError as error:
-        raise UserError(f"{data.name}: {error}") from error
     warm_up([recipe.optimizer], images=recipe.model != "mlp")
     history = fit(
         model,

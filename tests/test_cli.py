@@ -13,7 +13,7 @@ import pytest
 
 import numbadrop
 from numbadrop import cli
-from numbadrop.data import artificial
+from numbadrop.data import artificial, load_digits
 from numbadrop.train import CHECKPOINT_NAME, METRICS_NAME, load_checkpoint, read_metrics
 
 pytest.importorskip("safetensors")
@@ -142,6 +142,31 @@ class TestTrain:
         out = capsys.readouterr().out
         assert "net 20-800-800-4, batchwise dropout of 0.2 of the inputs and 0.5" in out
         assert "nag, learning rate 0.01 (exponential:0.01), sum loss, batches of 100" in out
+
+    @pytest.mark.parametrize("pattern", ["batchwise", "independent", "none"])
+    def test_convolutional(self, pattern, tmp_path, capsys):
+        folder = tmp_path / "run"
+        options = ["--data", "digits", "--pattern", pattern, "--output", folder]
+        assert run("train", "--model", "lenet", *options, "--epochs", 3) == 0
+        out = capsys.readouterr().out
+        assert "net 32C5-MP2-64C5-MP2-512N-10N, " in out
+        assert "adam, learning rate 0.001 (cosine)" in out
+        history = read_metrics(folder / METRICS_NAME)
+        assert history[-1].test_error < 0.5
+        images = load_digits().test_inputs.reshape(-1, 8, 8)
+        np.save(tmp_path / "images.npy", images)
+        assert run("predict", folder, tmp_path / "images.npy") == 0
+        labels = np.array(capsys.readouterr().out.split(), int)
+        errors = (labels != load_digits().test_labels).mean()
+        assert errors == pytest.approx(history[-1].test_error)
+
+    def test_convolutional_resumes_bit_for_bit(self, tmp_path):
+        whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+        options = ["train", "--model", "lenet", "--data", "digits", "--schedule", "constant"]
+        assert run(*options, "--epochs", 2, "--output", whole) == 0
+        assert run(*options, "--epochs", 1, "--output", resumed) == 0
+        assert run("train", "--resume", "--epochs", 2, "--output", resumed) == 0
+        same_run(whole, resumed)
 
     def test_mnist(self, capsys):
         folder = os.environ.get("NUMBADROP_DATA")
@@ -331,6 +356,18 @@ class TestMistakes:
             ),
             (["train", "--data", "cifar10", "--data-dir", "absent"], "no CIFAR-10 in absent"),
             (["train", "--data", "absent"], "absent: no such file or folder"),
+            (
+                ["train", "--model", "lenet", "--hidden", "9"],
+                "--hidden is for --model mlp, got --model lenet",
+            ),
+            (
+                ["train", "--model", "lenet", "--recipe", "graham"],
+                "--recipe is for --model mlp, got --model lenet",
+            ),
+            (
+                ["train", "--model", "lenet", "--data", "artificial"],
+                "artificial: model 'lenet' needs images, these data are not",
+            ),
             (["train", "--data-dir", "x"], "--data-dir is for --data mnist and cifar10, got"),
             (["train", "--data", "mnist", "--data-dir", "absent"], "no train-images-idx3-ubyte"),
             (["train", "--validation", "5000"], r"--validation: count must be in \[1, 1438\)"),
