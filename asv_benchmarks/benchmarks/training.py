@@ -1,4 +1,4 @@
-"""Whole training steps of fully connected nets."""
+"""Whole training steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from numbadrop.nn import BatchwiseDropout, Dropout, Linear, Module, ReLU, Sequential, cross_entropy
 from numbadrop.optim import NAG
+from numbadrop.train.models import CONVOLUTIONAL
 
 NETS = {
     "784-800-800-10": (784, 800, 800, 10),
@@ -52,3 +53,25 @@ class Step:
         self.optimizer.zero_grad()
         cross_entropy(self.net(self.x), self.labels, reduction="sum").backward()
         self.optimizer.step()
+
+
+class ConvolutionalStep:
+    """Forward, backward and update of the net for CIFAR-10 on a batch of 32."""
+
+    param_names = ("pattern",)
+    params = (tuple(PATTERNS),)
+
+    def setup(self, pattern: str) -> None:
+        rng = np.random.default_rng(0)
+        self.x = rng.random((32, 32 * 32 * 3), np.float32)
+        self.labels = rng.integers(10, size=32)
+        self.net = CONVOLUTIONAL["deepcnet"].build((32, 32, 3), 10, pattern, P_HIDDEN).seed(0)
+        self.optimizer = NAG(self.net.parameters(), lr=1e-5, momentum=0.9)
+        self.time_step()  # compiles
+
+    def time_step(self, *_: object) -> None:
+        self.optimizer.zero_grad()
+        cross_entropy(self.net(self.x), self.labels).backward()
+        self.optimizer.step()
+
+    peakmem_step = time_step
