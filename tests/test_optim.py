@@ -382,6 +382,14 @@ class TestState:
             optimizer.step()
             np.testing.assert_array_equal(parameter.value, before - 1)
 
+    @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4, 5)])
+    def test_a_value_that_is_replaced_by_a_transposed_one_is_refused(self, shape):
+        parameter = Parameter(np.ones(shape))
+        optimizer = SGD([parameter], lr=1.0)
+        parameter.value, parameter.grad = np.ones(shape[::-1]).T, np.ones(shape)
+        with pytest.raises(ValueError, match=r"^value must be writeable, aligned and C-contiguous"):
+            optimizer.step()
+
     @every_optimizer
     def test_resumes_bit_for_bit(self, make, options):
         def start():
