@@ -505,6 +505,30 @@ BAD = [
 ]  # fmt: skip
 
 
+class TestSize:
+    @given(
+        size=pairs(0, 30), kernel=pairs(1, 5), stride=pairs(1, 4), padding=pairs(0, 9),
+        dilation=pairs(1, 4),
+    )  # fmt: skip
+    def test_counts_the_positions(self, size, kernel, stride, padding, dilation):
+        geometry = dict(stride=stride, padding=padding, dilation=dilation)
+        expected = tuple(
+            len(range(-p, n + p - d * (k - 1), s))
+            for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+        )
+        if 0 in expected:
+            with pytest.raises(ValueError, match="larger than the padded image"):
+                kernels.conv2d_size(size, kernel, **geometry)
+        else:
+            assert kernels.conv2d_size(size, kernel, **geometry) == expected
+
+    def test_bad_input(self):
+        with pytest.raises(TypeError, match=r"^size must be .*got \(3,\)"):
+            kernels.conv2d_size((3,), 1)
+        with pytest.raises(ValueError, match=r"^size must be .*got \(3, -1\)"):
+            kernels.conv2d_size((3, -1), 1)
+
+
 class TestBadInput:
     @pytest.mark.parametrize(("call", "error", "message"), BAD)
     def test_is_refused_before_anything_is_written(self, call, error, message):

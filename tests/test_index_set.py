@@ -154,6 +154,41 @@ class TestIndexSet:
             with pytest.raises(ValueError, match=f"^unit {missing} of other is not in this set"):
                 one.positions_of(other)
 
+    @given(one=index_sets(), other=index_sets())
+    def test_outer(self, one, other):
+        outer = one.outer(other)
+        expected = np.outer(one.mask(), other.mask()).ravel()
+        assert outer == IndexSet(expected, one.size * other.size)
+        assert outer.is_all == (one.is_all and other.is_all)
+
+    @given(sets=st.lists(st.none() | index_sets(), min_size=1, max_size=4), data=st.data())
+    def test_as_matrix_index(self, sets, data):
+        shape = tuple(data.draw(st.integers(1, 4)) if s is None else s.size for s in sets)
+        rows, cols = as_matrix_index(tuple(sets), shape)
+        mask = np.zeros(shape, bool)
+        mask[
+            np.ix_(
+                *(
+                    np.arange(n) if s is None else s.indices
+                    for s, n in zip(sets, shape, strict=True)
+                )
+            )
+        ] = True
+        matrix = mask.reshape(-1, shape[-1])
+        found = np.zeros_like(matrix)
+        found[
+            np.ix_(
+                *(
+                    np.arange(n) if s is None else s.indices
+                    for s, n in zip((rows, cols), matrix.shape, strict=True)
+                )
+            )
+        ] = True
+        np.testing.assert_array_equal(found, matrix)
+
+    def test_the_whole_array_as_a_matrix(self):
+        assert as_matrix_index((), (2, 3, 4)) == (None, None)
+
     def test_sets_of_different_axes_do_not_mix(self):
         for method in (IndexSet([0], 3).union, IndexSet([0], 3).positions_of):
             with pytest.raises(ValueError, match=r"^other is a set of 4 units, this axis has 3"):

@@ -13,8 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from numbadrop.autograd import primitive
 from numbadrop.nn import (
+    Activation,
     BatchwiseDropout,
+    Conv2d,
     LeakyReLU,
     Linear,
     Module,
@@ -30,6 +33,7 @@ from numbadrop.optim import NAG, SGD, Adam, AdamW
 
 STEPS = 20
 SAMPLES, INPUTS, CLASSES = 5, 9, 3
+IMAGE = 7, 6, 3
 
 FROZEN = [
     (SGD, {"lr": 0.01}),
@@ -60,17 +64,19 @@ class RecordedDropout(BatchwiseDropout):
 
 @dataclass
 class RandomNet:
-    """A net, and for each Linear the dropout layers before and behind it, or None."""
+    """A net, and for each layer with weights the dropout layers before and behind it, or None."""
 
     net: Module
-    linears: list[tuple[Linear, RecordedDropout, RecordedDropout | None]]
+    linears: list[tuple[Linear | Conv2d, RecordedDropout, RecordedDropout | None]]
+    inputs: tuple[int, ...]
+    steps: int
 
     def active(self, linear):
         """Return the mask of the active weights, and of the active biases."""
         for layer, before, behind in self.linears:
             if layer is linear:
-                cols = np.ones(layer.weight.shape[1], bool) if behind is None else behind.mask
-                return np.outer(before.mask, cols), cols
+                cols = np.ones(layer.weight.shape[-1], bool) if behind is None else behind.mask
+                return np.broadcast_to(np.outer(before.mask, cols), layer.weight.shape), cols
         raise AssertionError
 
 
@@ -108,7 +114,68 @@ def random_net(seed):
     net = Sequential(*layers).seed(seed)
     for layer, _, _ in linears:  # Biases that are not zero, so that a lost one shows.
         layer.bias.value[...] = rng.uniform(-0.5, 0.5, layer.bias.shape)
-    return RandomNet(net, linears)
+    return RandomNet(net, linears, (INPUTS,), STEPS)
+
+
+@primitive
+def mean_over_positions(x):
+    return x.mean(axis=(1, 2))
+
+
+@mean_over_positions.gradient("x")
+def _(g, out, x):
+    return np.broadcast_to(g[:, None, None] / np.prod(x.shape[1:3]), x.shape)
+
+
+class MeanOverPositions(Module):
+    unitwise = True
+
+    def __call__(self, x, units=None):
+        x = Activation.of(x).take(units)
+        return Activation(mean_over_positions(x.values), x.units)
+
+
+def random_conv_net(seed):
+    rng = np.random.default_rng(seed)
+    layers_with_weights = []
+
+    def dropout():
+        return RecordedDropout(rng.choice([0.0, 0.2, 0.5]))
+
+    def activation():
+        return rng.choice([ReLU, LeakyReLU, Tanh])()
+
+    def conv(n_in, n_out, before, behind, kernel, *geometry):
+        layer = Conv2d(n_in, n_out, kernel, *geometry, dtype=np.float64)
+        layers_with_weights.append((layer, before, behind))
+        return layer
+
+    n, here = IMAGE[2], dropout()
+    layers = [here]
+    for _ in range(rng.integers(2, 4)):
+        width, behind = int(rng.integers(2, 9)), dropout()
+        kernel, stride, padding, dilation = (
+            tuple(int(v) for v in rng.integers(low, high, 2))
+            for low, high in ((1, 4), (1, 3), (2, 4), (1, 3))
+        )
+        layers += [conv(n, width, here, behind, kernel, stride, padding, dilation), activation()]
+        layers.append(behind)
+        n, here = width, behind
+        if rng.integers(2):
+            inner_width, inner = int(rng.integers(2, 8)), dropout()
+            block = Sequential(
+                conv(n, inner_width, here, inner, 3, 1, 1),
+                activation(),
+                inner,
+                conv(inner_width, n, inner, here, (1, 3), 1, (0, 1)),
+            )
+            layers += [Residual(block)] + [activation()] * int(rng.integers(2))
+    last = Linear(n, CLASSES, gain=1.0, dtype=np.float64)
+    layers_with_weights.append((last, here, None))
+    net = Sequential(*layers, MeanOverPositions(), last).seed(seed)
+    for layer, _, _ in layers_with_weights:
+        layer.bias.value[...] = rng.uniform(-0.5, 0.5, layer.bias.shape)
+    return RandomNet(net, layers_with_weights, IMAGE, STEPS // 2)
 
 
 # ----------------------------------------------------- dense nets: masks for every sample
@@ -127,6 +194,50 @@ class DenseLinear:
     def backward(self, g):
         self.grad_w, self.grad_b = self.x.T @ g, g.sum(axis=0)
         return g @ self.w.T
+
+
+class DenseConv(DenseLinear):
+    def __init__(self, layer):
+        super().__init__(layer.weight.value.copy(), layer.bias.value.copy())
+        self.stride, self.padding, self.dilation = (
+            np.broadcast_to(pair, 2) for pair in (layer.stride, layer.padding, layer.dilation)
+        )
+
+    def taps(self, padded):
+        """Yield each tap with the pixels that it meets, a view of padded images."""
+        for i, j in np.ndindex(self.w.shape[:2]):
+            ends = (
+                slice(tap * d, tap * d + s * (n - 1) + 1, s)
+                for tap, d, s, n in zip((i, j), self.dilation, self.stride, self.size, strict=True)
+            )
+            yield (i, j), padded[:, *ends]
+
+    def forward(self, x, mask):
+        (down, along), reach = self.padding, self.dilation * (np.array(self.w.shape[:2]) - 1)
+        self.padded = np.pad(x, ((0, 0), (down, down), (along, along), (0, 0)))
+        self.size = (np.array(self.padded.shape[1:3]) - reach - 1) // self.stride + 1
+        y = sum(np.einsum("byxc,co->byxo", p, self.w[tap]) for tap, p in self.taps(self.padded))
+        return y + self.b, np.ones(len(self.b), bool)
+
+    def backward(self, g):
+        self.grad_w, self.grad_b = np.empty_like(self.w), g.sum(axis=(0, 1, 2))
+        padded_g = np.zeros_like(self.padded)
+        for (tap, pixels), (_, target) in zip(
+            self.taps(self.padded), self.taps(padded_g), strict=True
+        ):
+            self.grad_w[tap] = np.einsum("byxc,byxo->co", pixels, g)
+            target += np.einsum("byxo,co->byxc", g, self.w[tap])
+        (down, along), (height, width) = self.padding, padded_g.shape[1:3]
+        return padded_g[:, down : height - down, along : width - along]
+
+
+class DenseMean:
+    def forward(self, x, mask):
+        self.shape = x.shape
+        return x.mean(axis=(1, 2)), mask
+
+    def backward(self, g):
+        return np.broadcast_to(g[:, None, None] / np.prod(self.shape[1:3]), self.shape)
 
 
 class DenseElementwise:
@@ -195,12 +306,18 @@ class DenseResidual:
 
 
 def dense_net(module, linears):
-    """Return the dense twin of a module; append each pair (Linear, DenseLinear) to `linears`."""
+    """Return the dense twin of a module; append each pair of layers with weights to `linears`."""
     match module:
         case Linear():
             twin = DenseLinear(module.weight.value.copy(), module.bias.value.copy())
             linears.append((module, twin))
             return twin
+        case Conv2d():
+            twin = DenseConv(module)
+            linears.append((module, twin))
+            return twin
+        case MeanOverPositions():
+            return DenseMean()
         case RecordedDropout():
             return DenseDropout(module)
         case Sequential():
@@ -278,8 +395,7 @@ def slots_of(optimizer):
     return [np.copy(s.slots) for s in state]
 
 
-def check(seed, make, options, classify):
-    random = random_net(seed)
+def check(random, seed, make, options, classify):
     net, parameters = random.net, random.net.parameters()
     optimizer = make(parameters, **options)
     pairs = []
@@ -289,14 +405,14 @@ def check(seed, make, options, classify):
     loss_of, dense_loss_of = (cross_entropy, dense_cross_entropy) if classify else (mse, dense_mse)
     arguments = ("sum",) if classify else ()
 
-    for t in range(1, STEPS + 1):
-        x = rng.standard_normal((SAMPLES, INPUTS))
+    for t in range(1, random.steps + 1):
+        x = rng.standard_normal((SAMPLES, *random.inputs))
         target = rng.integers(CLASSES, size=SAMPLES)
         target = target if classify else rng.standard_normal((SAMPLES, CLASSES))
         optimizer.zero_grad()
         loss = loss_of(net(x), target, *arguments)
         loss.backward()
-        y, _ = dense.forward(x, np.ones(INPUTS, bool))
+        y, _ = dense.forward(x, np.ones(random.inputs[-1], bool))
         dense_loss, g = dense_loss_of(y, target)
         dense.backward(g)
         assert_same(float(loss), dense_loss)
@@ -349,16 +465,24 @@ def check(seed, make, options, classify):
 @settings(max_examples=5)
 @given(seed=st.integers(0, 9999), classify=st.booleans())
 def test_twenty_steps_on_submatrices_are_dense_masked_steps(make, options, seed, classify):
-    check(seed, make, options, classify)
+    check(random_net(seed), seed, make, options, classify)
 
 
 @pytest.mark.parametrize(("make", "options"), FROZEN + CATCHING_UP)
-@settings(max_examples=5)
+@settings(max_examples=3)
+@given(seed=st.integers(0, 9999), classify=st.booleans())
+def test_ten_steps_on_kept_channels_are_dense_masked_steps(make, options, seed, classify):
+    check(random_conv_net(seed), seed, make, options, classify)
+
+
+@pytest.mark.parametrize(("make", "options"), FROZEN + CATCHING_UP)
+@pytest.mark.parametrize("random", [random_net, random_conv_net])
+@settings(max_examples=4)
 @given(seed=st.integers(0, 9999))
-def test_weights_outside_are_never_read(make, options, seed):
-    random = random_net(seed)
+def test_weights_outside_are_never_read(random, make, options, seed):
+    random = random(seed)
     net, optimizer = random.net, make(random.net.parameters(), **options)
-    x = np.random.default_rng(seed).standard_normal((SAMPLES, INPUTS))
+    x = np.random.default_rng(seed).standard_normal((SAMPLES, *random.inputs))
 
     def pass_through():
         optimizer.zero_grad()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbadrop import ops
+from numbadrop import kernels, ops
 from numbadrop.autograd import Block, Variable, no_grad
 from numbadrop.index_set import IndexSet
 from numbadrop.nn import (
@@ -17,6 +17,7 @@ from numbadrop.nn import (
     BatchNorm2d,
     BatchwiseDropout,
     Buffer,
+    Conv2d,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
@@ -137,6 +138,143 @@ class TestLinear:
         loss.backward()
         assert float(loss) == 0
         assert all((p.grad + np.zeros(p.shape) == 0).all() for p in net.parameters())
+
+
+SMALL_IMAGES = np.linspace(-1, 1, 2 * 4 * 5 * 3, dtype=np.float32).reshape(2, 4, 5, 3)
+
+
+class TestConv2d:
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_initial_values(self, dtype):
+        layer = Conv2d(20, 300, (4, 5), gain=2.0, dtype=dtype).seed(0)
+        assert layer.weight.shape == (4, 5, 20, 300)
+        assert layer.weight.dtype == layer.bias.dtype == dtype
+        assert 0.099 < np.abs(layer.weight.value).max() <= np.float32(0.1)
+        np.testing.assert_allclose(layer.weight.value.std(), 0.1 / np.sqrt(3), rtol=0.01)
+        assert (layer.bias.value == 0).all()
+        assert Conv2d(3, 2, 1, bias=False).bias is None
+
+    def test_value(self):
+        layer = Conv2d(3, 8, (3, 2), (2, 1), (1, 0), (1, 2)).seed(0)
+        layer.bias.value[...] = np.arange(8)
+        options = dict(stride=(2, 1), padding=(1, 0), dilation=(1, 2))
+        w, b = layer.weight.value, layer.bias.value
+        y = layer(SMALL_IMAGES, slope=0.5, scale=2.0)
+        expected = kernels.gathered_conv2d(SMALL_IMAGES, w, bias=b, slope=0.5, scale=2.0, **options)
+        np.testing.assert_array_equal(y.value, expected)
+        x, units = Activation.of(SMALL_IMAGES).take(IndexSet([0, 2], 3)), IndexSet([1, 7], 8)
+        y = layer(x, units)
+        assert y.units == units
+        expected = kernels.gathered_conv2d(x.value, w, [0, 2], [1, 7], bias=b, **options)
+        np.testing.assert_array_equal(y.value, expected)
+
+    @pytest.mark.parametrize(
+        ("error", "message", "x", "units"),
+        [
+            (ValueError, r"x must have shape \(batch, height, width, 3\), got \(2, 4, 5, 2\) with",
+             SMALL_IMAGES[..., :2], None),
+            (ValueError, r"x must have shape .*got \(4, 5, 3\) with 3", SMALL_IMAGES[0], None),
+            (ValueError, r"x must have shape .*got \(2, 60\) with 60", SMALL_IMAGES.reshape(2, 60), None),
+            (ValueError, r"x must have .*got \(2, 3, 4, 5\) with 5",  # channels first
+             SMALL_IMAGES.transpose(0, 3, 1, 2), None),
+            (ValueError, r"x must have .*got \(2, 4, 5, 3\) with 4",
+             Activation(Variable(SMALL_IMAGES), IndexSet([0, 1, 2], 4)), None),
+            (TypeError, "x must be float32 as weight, got float64", np.ones((2, 4, 5, 3)), None),
+            (ValueError, "units must be of 6 channels, got of 4", SMALL_IMAGES, IndexSet([1], 4)),
+            (ValueError, "kernel is larger than the padded image: height 2 with padding 0",
+             SMALL_IMAGES[:, :2], None),
+        ],
+    )  # fmt: skip
+    def test_bad_input(self, error, message, x, units):
+        with pytest.raises(error, match=message):
+            Conv2d(3, 6, 3)(x, units)
+
+    @pytest.mark.parametrize(
+        ("error", "message", "arguments", "options"),
+        [
+            (ValueError, "in_channels must be at least 1, got 0", (0, 3, 3), {}),
+            (ValueError, "out_channels must be at least 1, got -2", (3, -2, 3), {}),
+            (ValueError, "kernel_size must be at least 1.*got 0", (3, 3, 0), {}),
+            (TypeError, "kernel_size must be an int or a pair.*got 3.0", (3, 3, 3.0), {}),
+            (TypeError, "kernel_size must be .*got \\(3, 3, 3\\)", (3, 3, (3, 3, 3)), {}),
+            (ValueError, "stride must be at least 1.*got 0", (3, 3, 3), {"stride": 0}),
+            (ValueError, "padding must be at least 0.*got -1", (3, 3, 3), {"padding": -1}),
+            (TypeError, "padding must be .*got 'same'", (3, 3, 3), {"padding": "same"}),
+            (ValueError, "dilation must be at least 1.*got 0", (3, 3, 3), {"dilation": 0}),
+            (ValueError, "gain must be finite and not negative, got -1", (3, 3, 3), {"gain": -1.0}),
+            (TypeError, "value must be float32 or float64, got float16", (3, 3, 3),
+             {"dtype": np.float16}),
+        ],
+    )  # fmt: skip
+    def test_bad_declarations(self, error, message, arguments, options):
+        with pytest.raises(error, match=message):
+            Conv2d(*arguments, **options)
+
+    def test_empty_batch(self):
+        net = Sequential(BatchwiseDropout(0.5), Conv2d(3, 6, 3), Tanh(), Flatten(), Linear(36, 2))
+        logits = net(SMALL_IMAGES[:0])
+        assert logits.value.shape == (0, 2)
+        cross_entropy(logits, np.zeros(0, int), "sum").backward()
+        assert all((p.grad + np.zeros(p.shape) == 0).all() for p in net.parameters())
+
+    def test_dropped_channels_are_never_computed(self):
+        net = Sequential(
+            BatchwiseDropout(0.3), Conv2d(3, 8, 3), ReLU(), BatchwiseDropout(0.5), Conv2d(8, 4, 2)
+        ).seed(0)
+        calls = []
+        for layer in (net.layers[1], net.layers[4]):
+            layer.weight.before_read = lambda *index: calls.append(index)
+        y = net(SMALL_IMAGES)
+        assert y.value.shape == (2, 1, 2, 4)
+        (*_, ins, outs), (*_, inner, last) = calls
+        assert [len(units) for units in (ins, outs, last)] == [2, 4, 4]
+        assert inner == outs
+        calls.clear()
+        net.eval()(SMALL_IMAGES)
+        assert all(units.is_all for call in calls for units in call[2:])
+
+    @given(
+        tail=st.lists(
+            st.sampled_from([ReLU, lambda: LeakyReLU(0.25), Tanh, lambda: BatchwiseDropout(0.5)]),
+            max_size=4,
+        ),
+        training=st.booleans(),
+    )
+    def test_what_it_absorbs_changes_no_value(self, tail, training):
+        net = Sequential(Conv2d(3, 8, 3, 2, 1, dtype=np.float64), *[make() for make in tail])
+        net.seed(3).train(training)
+        layer = net.layers[0]
+        layer.bias.value[...] = np.linspace(-1, 1, 8)
+        state = net.rng.bit_generator.state
+        x = SMALL_IMAGES.astype(np.float64)
+        fused = net(x)
+        net.rng.bit_generator.state = state
+        first = next((m for m in net.layers if isinstance(m, BatchwiseDropout)), None)
+        pattern = first.draw(IndexSet.all(8)) if first is not None and training else None
+        plain = layer(x, None if pattern is None else pattern.units)
+        for other in net.layers[1:]:
+            plain = other(plain, pattern=pattern) if other is first else other(plain)
+        assert fused.units == plain.units
+        np.testing.assert_allclose(fused.value, plain.value, rtol=1e-13)
+
+    def test_residual_shares_the_pattern(self):
+        block = Sequential(Conv2d(6, 4, 3, padding=1), ReLU(), BatchwiseDropout(0.5))
+        block = Sequential(*block.layers, Conv2d(4, 6, 1))
+        net = Sequential(Conv2d(3, 6, 1), BatchwiseDropout(0.5), Residual(block)).seed(0)
+        y = net(SMALL_IMAGES)
+        assert len(y.units) == 3
+        assert y.value.shape == (2, 4, 5, 3)
+        smaller = Residual(Conv2d(3, 3, 3))
+        with pytest.raises(ValueError, match="shape"):
+            smaller(SMALL_IMAGES)
+
+    def test_a_copy_and_a_state_go_on_alone(self):
+        layer = Conv2d(3, 4, 2).seed(0)
+        other = copy.deepcopy(layer)
+        other.weight.value[...] = 0
+        assert (layer.weight.value != 0).all()
+        other.load_state_dict(layer.state_dict())
+        np.testing.assert_array_equal(other(SMALL_IMAGES).value, layer(SMALL_IMAGES).value)
 
 
 class TestUnitwise:

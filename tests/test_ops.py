@@ -4,14 +4,19 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numbadrop import kernels, ops
 from numbadrop.autograd import Block, Variable, check_grads
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels import reference
 
 seeds = st.integers(0, 999)
+
+
+def pair(low, high):
+    return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
 def subset(size):
@@ -72,6 +77,80 @@ class TestLinear:
             ops.linear(x, w, np.ones(1, np.float32))
         with pytest.raises(TypeError, match=r"^b and w must have one dtype, got float64 and"):
             ops.linear(x, w, np.ones(3))
+
+
+class TestConv2d:
+    @settings(max_examples=60)
+    @given(
+        ins=subset(3),
+        outs=subset(4),
+        bias=st.booleans(),
+        batch=st.integers(0, 2),
+        kernel=pair(1, 3),
+        stride=pair(1, 3),
+        padding=pair(0, 3),
+        dilation=pair(1, 2),
+        slope=st.sampled_from([0.0, 0.25, 1.0, 1.5]),
+        scale=st.sampled_from([1.0, 1.75]),
+        seed=seeds,
+    )
+    def test_value_and_gradients(
+        self, ins, outs, bias, batch, kernel, stride, padding, dilation, slope, scale, seed
+    ):
+        rng = np.random.default_rng(seed)
+        least = (d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True))
+        size = [max(1, n) + int(rng.integers(3)) for n in least]
+        x = rng.standard_normal((batch, *size, 3 if ins is None else len(ins)))
+        w = rng.standard_normal((*kernel, 3, 4))
+        b = rng.standard_normal(4) if bias else None
+        geometry = stride, padding, dilation
+        sums = reference.gathered_conv2d(
+            x, w, ins, outs, stride=stride, padding=padding, dilation=dilation, bias=b
+        )
+        y = ops.conv2d(x, w, b, ins, outs, *geometry, slope, scale).value
+        expected = scale * np.where(sums > 0, sums, slope * sums)
+        np.testing.assert_allclose(y, expected, atol=1e-13)
+        # Away from the kink, where there is one: sums of padding alone are zero.
+        if slope == 1 or abs(sums).min(initial=1) > 1e-4:
+            check_grads(ops.conv2d, [x, w, b, ins, outs, *geometry, slope, scale])
+
+        weight = Variable(w, requires_grad=True)
+        ops.conv2d(x, weight, b, ins, outs, *geometry).backward(np.ones(y.shape))
+        all_take_part = all(units is None or units.is_all for units in (ins, outs))
+        assert isinstance(weight.grad, Block) != all_take_part
+        assert weight.grad.shape == w.shape
+
+    def test_other_weights_are_never_read(self):
+        w, b = np.full((2, 3, 5, 4), np.nan), np.full(4, np.nan)
+        ins, outs = IndexSet([1, 3], 5), IndexSet([0, 2], 4)
+        w[:, :, *np.ix_(ins.indices, outs.indices)] = 1
+        b[outs.indices] = 1
+        x, w, b = (Variable(a, requires_grad=True) for a in (np.ones((3, 4, 4, 2)), w, b))
+        y = ops.conv2d(x, w, b, ins, outs, 1, 2)
+        y.backward(np.ones(y.shape))
+        for array in (y.value, x.grad, w.grad.values, b.grad.values):
+            assert np.isfinite(array).all()
+
+    def test_the_input_gradient_is_not_computed_unless_asked_for(self, monkeypatch):
+        monkeypatch.setattr(kernels, "gathered_conv2d_t", None)
+        w = Variable(np.ones((1, 1, 2, 2)), requires_grad=True)
+        x = np.ones((1, 1, 1, 2))
+        ops.conv2d(x, w).backward(x)
+        with pytest.raises(TypeError):
+            ops.conv2d(Variable(x, True), w).backward(x)
+
+    def test_gradients_of_different_sets_add_up(self):
+        w = Variable(np.ones((2, 1, 3, 2)), requires_grad=True)
+        x = np.arange(1.0, 9.0).reshape(1, 2, 2, 2)
+        y = ops.conv2d(x, w, None, IndexSet([0, 2], 3)) + ops.conv2d(
+            x, w, None, IndexSet([0, 1], 3)
+        )
+        y.backward(np.ones(y.shape))
+        taps = x.sum(axis=(0, 2))
+        expected = np.stack([2 * taps[:, 0], taps[:, 1], taps[:, 1]], axis=1)
+        np.testing.assert_array_equal(
+            w.grad + np.zeros(w.shape), expected[:, None, :, None] + 0 * w.value
+        )
 
 
 @pytest.mark.parametrize("op", [ops.relu, ops.leaky_relu, ops.tanh, ops.sigmoid])

@@ -382,6 +382,14 @@ class TestState:
             optimizer.step()
             np.testing.assert_array_equal(parameter.value, before - 1)
 
+    @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4, 5)])
+    def test_a_value_that_is_replaced_by_a_transposed_one_is_refused(self, shape):
+        parameter = Parameter(np.ones(shape))
+        optimizer = SGD([parameter], lr=1.0)
+        parameter.value, parameter.grad = np.ones(shape[::-1]).T, np.ones(shape)
+        with pytest.raises(ValueError, match=r"^value must be writeable, aligned and C-contiguous"):
+            optimizer.step()
+
     @every_optimizer
     def test_resumes_bit_for_bit(self, make, options):
         def start():
@@ -410,6 +418,59 @@ class TestState:
             np.testing.assert_array_equal(parameter.value, twin.value)
         for name, value in state_of(optimizer).items():
             np.testing.assert_array_equal(value, state_of(again)[name])
+
+    @every_optimizer
+    @pytest.mark.parametrize("inactive", ["frozen", "catch_up"])
+    @pytest.mark.parametrize("shape", [(2, 3, 6, 6), (4, 6, 6)])
+    def test_axes_before_the_last_are_rows(self, make, options, inactive, shape):
+        """The same steps on an array and on the matrix that it is in memory, bit for bit."""
+        if inactive == "catch_up" and (make, options) not in LINEAR:
+            pytest.skip("not linear")
+        rng = np.random.default_rng(0)
+        value = rng.standard_normal(shape)
+        array, matrix = Parameter(value), Parameter(value.reshape(-1, 6))
+        ours, other = (make([p], **options, inactive=inactive) for p in (array, matrix))
+        for step in range(12):
+            sets = [sample_units(IndexSet.all(n), int(rng.integers(1, n + 1)), rng) for n in shape]
+            if step % 3 == 0:
+                sets[:-2] = map(IndexSet.all, shape[:-2])
+            mask = np.zeros(shape, bool)
+            mask[np.ix_(*(kept.indices for kept in sets))] = True
+            grad = rng.standard_normal([len(kept) for kept in sets])
+            if step == 7:
+                sets, grad = None, rng.standard_normal(shape)
+            array.grad = grad if sets is None else Block(grad, tuple(sets))
+            rows = mask.reshape(-1, 6).any(axis=1)
+            matrix.grad = (
+                grad.reshape(-1, 6)
+                if sets is None
+                else Block(grad.reshape(rows.sum(), -1), (IndexSet(rows, len(rows)), sets[-1]))
+            )
+            before = array.value.copy(), ours._states[array].slots.copy()
+            ours.step()
+            other.step()
+            if sets is not None:
+                for now, then in zip((array.value, *ours._states[array].slots),
+                                     (before[0], *before[1]), strict=True):  # fmt: skip
+                    np.testing.assert_array_equal(now[~mask], then[~mask])
+            np.testing.assert_array_equal(array.value.reshape(-1, 6), matrix.value)
+            if step == 9:
+                array.refresh(None, *[None] * (len(shape) - 2), IndexSet([1, 4], 6))
+                matrix.refresh(None, IndexSet([1, 4], 6))
+                np.testing.assert_array_equal(array.value.reshape(-1, 6), matrix.value)
+        # To a copy and back: the state is that of the array, and steps go on bit for bit.
+        state = ours.state_dict()
+        twin = Parameter(array.value)
+        again = make([twin], **options, inactive=inactive)
+        again.load_state_dict(state)
+        if "0.slots" in state:
+            assert state["0.slots"].shape[1:] == shape
+            slots = other.state_dict()["0.slots"]
+            np.testing.assert_array_equal(state["0.slots"].reshape(slots.shape), slots)
+        for parameter, optimizer in ((array, ours), (twin, again)):
+            parameter.grad = np.ones(shape)
+            optimizer.step()
+        np.testing.assert_array_equal(twin.value, array.value)
 
     @pytest.mark.parametrize(
         ("error", "message", "change"),

@@ -18,7 +18,18 @@ from hypothesis import strategies as st
 
 import numbadrop
 from numbadrop.data import Augmentation, Dataset, Minibatches, artificial
-from numbadrop.nn import BatchNorm1d, BatchwiseDropout, Dropout, Linear, ReLU, Sequential
+from numbadrop.nn import (
+    Activation,
+    BatchNorm1d,
+    BatchwiseDropout,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    Module,
+    ReLU,
+    Sequential,
+)
 from numbadrop.optim import NAG, SGD, Adam
 from numbadrop.train import (
     CHECKPOINT_NAME,
@@ -392,6 +403,23 @@ class TestResume:
         fit(*make(), DATA, **short, output=tmp_path, schedule=SCHEDULE)
         fit(*make(), DATA, **RUN, output=tmp_path, schedule=SCHEDULE, resume=True)
         assert_same_checkpoint(tmp_path, uninterrupted["nag", BatchwiseDropout])
+
+    @pytest.mark.parametrize("inactive", ["frozen", "catch_up"])
+    def test_images(self, inactive, tmp_path):
+        class Images(Module):
+            def __call__(self, x, units=None):
+                return Activation.of(Activation.of(x).value.reshape(-1, 4, 5, 1))
+
+        def start(seed=1):
+            layers = [Images(), Conv2d(1, 8, 3, padding=1), ReLU(), BatchwiseDropout(0.5)]
+            layers += [Conv2d(8, 6, (2, 3)), ReLU(), Flatten(), Linear(54, 4)]
+            model = Sequential(*layers).seed(seed)
+            return model, NAG(model.parameters(), lr=0.05, inactive=inactive)
+
+        fit(*start(), DATA, **RUN, output=tmp_path / "whole")
+        fit(*start(), DATA, **{**RUN, "epochs": 1}, output=tmp_path / "part")
+        fit(*start(99), DATA, **RUN, output=tmp_path / "part", resume=True)
+        assert_same_checkpoint(tmp_path / "part", tmp_path / "whole")
 
     def test_a_finished_run_stays_as_it_is(self, tmp_path):
         history = fit(*make(), DATA, **RUN, output=tmp_path)

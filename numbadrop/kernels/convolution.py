@@ -124,8 +124,9 @@ def conv2d_size(
 
     Raises
     ------
-    ValueError
-        If the geometry is impossible, such as a kernel that is larger than the padded image.
+    TypeError, ValueError
+        If a number is not an integer or out of range, or the kernel is larger than the padded
+        image.
 
     Examples
     --------
@@ -133,7 +134,7 @@ def conv2d_size(
     (16, 16)
     """
     axes = check_geometry(kernel_size, stride, padding, dilation)
-    return _out_size(axes, size)
+    return _out_size(axes, check_pair("size", size, 0))
 
 
 def check_geometry(
@@ -448,7 +449,7 @@ def conv2d_at(
     g : array_like of the same dtype, shape (batch, height', width', n_out)
     kernel_size, stride, padding, dilation : int or pair of int
         For height and width.
-    out : ndarray of the same dtype, shape (*kernel_size, n_in, n_out), C-contiguous, optional
+    out : ndarray of the same dtype, shape (*kernel_size, n_in, n_out), optional
 
     Returns
     -------
