@@ -130,6 +130,14 @@ class TestAgainstReference:
             assert_same_bits(array.copy(), values)
 
     @every_convolution
+    @pytest.mark.parametrize("of", GEOMETRIES)
+    def test_chosen_geometries(self, name, of):
+        rng = np.random.default_rng(0)
+        operands = convolution_operands(name, np.float64, of, None, None, rng)
+        out = rng.standard_normal(of.shapes(None, None)[name])
+        assert_convolution(name, of, *operands, out=out)
+
+    @every_convolution
     @settings(max_examples=100)
     @given(
         of=convolutions(channels=(1, 3, 16, 17), most=6),
