@@ -415,8 +415,8 @@ def check_convolutions(geometries: Any = GEOMETRIES, guard: Any = guarded) -> st
             )
             shape = of.shapes(ins, outs)[name]
             out = guard(rng.standard_normal(shape).astype(dtype), at_end)
-            bias = np.full(of.channels[1], np.nan, dtype)
-            bias[... if outs is None else outs.indices] = 0.5
+            bias = rng.standard_normal(of.channels[1]).astype(dtype)
+            bias = bias if outs is None else np.where(outs.mask(), bias, dtype(np.nan))
             options = dict(bias=guard(bias, at_end), slope=0.5, scale=1.25)
             options = options if name == "gathered_conv2d" else {}
             result = assert_convolution(
