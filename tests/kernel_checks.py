@@ -408,6 +408,9 @@ GEOMETRIES = [
     Convolution(3, (7, 7), (16, 33), (3, 3), (2, 2), (1, 1)),
     Convolution(2, (4, 9), (33, 50), (1, 4), (1, 3), (0, 2), (1, 2)),
     Convolution(1, (3, 3), (5, 20), (3, 2), (3, 1), (4, 5), (2, 2)),
+    # Patches that lie in the padding alone, on the near side and, in the gradient, on the far one.
+    Convolution(2, (1, 2), (3, 17), (1, 1), (9, 8), (4, 4)),
+    Convolution(2, (2, 2), (3, 17), (2, 2), (2, 2), (3, 3), (7, 7)),
     Convolution(9, (8, 8), (40, 31), (3, 3), padding=(1, 1)),
 ]
 
@@ -431,8 +434,8 @@ def check_convolutions(geometries: Any = GEOMETRIES, guard: Any = guarded) -> st
             )
             shape = of.shapes(ins, outs)[name]
             out = guard(rng.standard_normal(shape).astype(dtype), at_end)
-            bias = np.full(of.channels[1], np.nan, dtype)
-            bias[... if outs is None else outs.indices] = 0.5
+            bias = rng.standard_normal(of.channels[1]).astype(dtype)
+            bias = bias if outs is None else np.where(outs.mask(), bias, dtype(np.nan))
             options = dict(bias=guard(bias, at_end), slope=0.5, scale=1.25)
             options = options if name == "gathered_conv2d" else {}
             result = assert_convolution(

@@ -118,8 +118,8 @@ class TestAgainstReference:
         shape = of.shapes(ins, outs)[name]
         options = dict(wide=np.float64, exact=True)
         if name == "gathered_conv2d":
-            b = np.full(of.channels[1], np.nan, dtype)
-            b[... if outs is None else outs.indices] = rng.integers(-9, 10)
+            b = rng.integers(-9, 10, of.channels[1]).astype(dtype)
+            b = b if outs is None else np.where(outs.mask(), b, dtype(np.nan))
             options |= dict(bias=b if bias else None, slope=slope, scale=scale)
         elif name == "scatter_conv2d":
             options |= dict(alpha=alpha, out=rng.integers(-9, 10, shape).astype(dtype))
@@ -128,6 +128,14 @@ class TestAgainstReference:
         assert_convolution(name, of, left, right, ins, outs, **options)
         for array, values in zip((left, right), operands, strict=True):
             assert_same_bits(array.copy(), values)
+
+    @every_convolution
+    @pytest.mark.parametrize("of", GEOMETRIES)
+    def test_chosen_geometries(self, name, of):
+        rng = np.random.default_rng(0)
+        operands = convolution_operands(name, np.float64, of, None, None, rng)
+        out = rng.standard_normal(of.shapes(None, None)[name])
+        assert_convolution(name, of, *operands, out=out)
 
     @every_convolution
     @settings(max_examples=100)

@@ -126,9 +126,12 @@ class TestGatheredLinear:
             kernels.gathered_linear(np.ones((2, 3)), np.ones((3, 4)), memory[1], out=memory[:2])
 
 
+CHUNK = elementwise._SUMMED_ROWS
+
+
 class TestRectifierGradient:
     @given(
-        shape=st.tuples(sizes, sizes),
+        shape=st.tuples(sizes | st.sampled_from([CHUNK, CHUNK + 1, 3 * CHUNK - 1]), sizes),
         layout=layouts,
         dtype=dtypes,
         slope=slopes,
@@ -147,6 +150,29 @@ class TestRectifierGradient:
         assert h.dtype == total.dtype == dtype
         assert (abs(h - expected) <= gamma(2, dtype) * abs(expected)).all()
         assert (abs(total - sums) <= gamma(shape[0] + 2, dtype) * abs(expected).sum(axis=0)).all()
+
+    def test_the_error_of_a_long_sum_is_that_of_its_chunks(self):
+        """A sum of chunks takes as many additions as a chunk has rows, and as there are chunks."""
+        rows = 1000 * CHUNK
+        g = np.random.default_rng(0).random((rows, 2), np.float32)
+        _, sums = kernels.rectifier_gradient(g, g)
+        expected = g.sum(axis=0, dtype=np.float64)
+        assert (abs(sums - expected) <= gamma(CHUNK + 1000, np.float32) * expected).all()
+
+    @pytest.mark.parametrize("slope", [0.1, 1.0])
+    def test_any_number_of_threads_sums_alike(self, slope, monkeypatch):
+        monkeypatch.setattr(elementwise, "_GRADIENT_SERIAL_BELOW", 0)
+        g, y = np.random.default_rng(0).standard_normal((2, 9 * CHUNK + 5, 3)).astype(np.float32)
+        before = kernels.get_num_threads()
+        results = set()
+        try:
+            for threads in (1, 2, 3, 5):
+                kernels.set_num_threads(threads)
+                h, sums = kernels.rectifier_gradient(g, y, slope=slope)
+                results.add(h.tobytes() + sums.tobytes())
+        finally:
+            kernels.set_num_threads(before)
+        assert len(results) == 1
 
     def test_bad_input(self):
         g = np.ones((2, 3))
