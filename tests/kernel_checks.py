@@ -408,9 +408,11 @@ GEOMETRIES = [
     Convolution(3, (7, 7), (16, 33), (3, 3), (2, 2), (1, 1)),
     Convolution(2, (4, 9), (33, 50), (1, 4), (1, 3), (0, 2), (1, 2)),
     Convolution(1, (3, 3), (5, 20), (3, 2), (3, 1), (4, 5), (2, 2)),
-    # Patches that lie in the padding alone, on the near side and, in the gradient, on the far one.
-    Convolution(2, (1, 2), (3, 17), (1, 1), (9, 8), (4, 4)),
-    Convolution(2, (2, 2), (3, 17), (2, 2), (2, 2), (3, 3), (7, 7)),
+    # Patches that lie beside the image: before it and, in the gradient, behind it.
+    Convolution(2, (2, 2), (3, 17), (1, 1), (1, 10), (0, 4)),
+    Convolution(2, (2, 2), (3, 17), (1, 1), (10, 1), (4, 0)),
+    Convolution(2, (2, 2), (3, 17), (1, 2), (1, 2), (0, 3), (1, 7)),
+    Convolution(2, (2, 2), (3, 17), (2, 1), (2, 1), (3, 0), (7, 1)),
     Convolution(9, (8, 8), (40, 31), (3, 3), padding=(1, 1)),
 ]
 
