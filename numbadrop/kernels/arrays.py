@@ -97,8 +97,10 @@ def check_pair(name: str, value: Pair, least: int) -> tuple[int, int]:
         pair = operator.index(down), operator.index(along)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}") from None
-    if min(pair) < least or max(pair) > _LARGEST_PAIR:
-        raise ValueError(f"{name} must be at least {least} and below 2**31, got {value}")
+    if min(pair) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if max(pair) > _LARGEST_PAIR:
+        raise ValueError(f"{name} must be below 2**31, got {value}")
     return pair
 
 
