@@ -174,7 +174,8 @@ class TestConv2d:
             (ValueError, r"x must have shape \(batch, height, width, 3\), got \(2, 4, 5, 2\) with",
              SMALL_IMAGES[..., :2], None),
             (ValueError, r"x must have shape .*got \(4, 5, 3\) with 3", SMALL_IMAGES[0], None),
-            (ValueError, r"x must have shape .*got \(2, 60\) with 60", SMALL_IMAGES.reshape(2, 60), None),
+            (ValueError, r"x must have shape .*got \(2, 60\) with 60",
+             SMALL_IMAGES.reshape(2, 60), None),
             (ValueError, r"x must have .*got \(2, 3, 4, 5\) with 5",  # channels first
              SMALL_IMAGES.transpose(0, 3, 1, 2), None),
             (ValueError, r"x must have .*got \(2, 4, 5, 3\) with 4",

@@ -185,7 +185,7 @@ def _check_weights(w: ArrayLike) -> Array:
             f"w must have shape (kernel height, kernel width, in, out), got {array.shape}"
         )
     check_dtype("w", array)
-    return as_dense(array)
+    return array
 
 
 def _indices(units: IndexSet | None, size: int) -> NDArray[np.int64]:
@@ -323,7 +323,7 @@ def gathered_conv2d(
            [6., 9., 6.],
            [4., 6., 4.]])
     """
-    x, w = as_dense(check_images("x", x)), _check_weights(w)
+    x, w = check_images("x", x), _check_weights(w)
     check_same_dtype("x", x, "w", w)
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
@@ -337,18 +337,19 @@ def gathered_conv2d(
     _check_frame(axes, x.shape[1:3], x.shape[3] * x.itemsize)
     inputs = {"x": x, "w": w}
     if bias is not None:
-        bias = np.ascontiguousarray(bias)
+        inputs["bias"] = bias = np.asarray(bias)
         check_same_dtype("bias", bias, "w", w)
         if bias.shape != (n_out,):
             raise ValueError(f"bias must have shape {(n_out,)}, got {bias.shape}")
-        inputs["bias"] = bias = bias if bias.flags.aligned else bias.copy()
+        bias = as_dense(bias)
     if out is None:
         out = np.empty(shape, w.dtype)
     else:
         check_out(out, shape, w.dtype, **inputs)
     target = _dense_pixels(out)
     down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
-    _convolve(x, down, along, w, False, ins, outs, target, Epilogue(slope, scale), bias)
+    epilogue = Epilogue(slope, scale)
+    _convolve(as_dense(x), down, along, as_dense(w), False, ins, outs, target, epilogue, bias)
     if target is not out:
         out[...] = target
     return out
@@ -397,7 +398,7 @@ def gathered_conv2d_t(
     >>> gathered_conv2d_t(g, w, input_size=(1, 4))[0, 0, :, 0]
     array([0., 1., 3., 2.])
     """
-    g, w = as_dense(check_images("g", g)), _check_weights(w)
+    g, w = check_images("g", g), _check_weights(w)
     check_same_dtype("g", g, "w", w)
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
@@ -414,6 +415,7 @@ def gathered_conv2d_t(
         out = np.empty(shape, w.dtype)
     else:
         check_out(out, shape, w.dtype, g=g, w=w)
+    g, w = as_dense(g), as_dense(w)
     target = _dense_pixels(out)
     for down in axes[0].backward(size[0]):
         for along in axes[1].backward(size[1]):
@@ -468,7 +470,7 @@ def conv2d_at(
     >>> conv2d_at(x, g, kernel_size=(1, 2)).ravel()
     array([1., 3.])
     """
-    x, g = as_dense(check_images("x", x)), as_dense(check_images("g", g))
+    x, g = check_images("x", x), check_images("g", g)
     check_same_dtype("x", x, "g", g)
     kernel = check_pair("kernel_size", kernel_size, 1)
     axes = check_geometry(kernel, stride, padding, dilation)
@@ -481,6 +483,7 @@ def conv2d_at(
         out = np.empty(shape, x.dtype)
     else:
         check_out(out, shape, x.dtype, x=x, g=g)
+    x, g = as_dense(x), as_dense(g)
     dense = out if out.flags.c_contiguous else np.empty(shape, x.dtype)
     if g.size == 0:
         dense[...] = 0
@@ -549,7 +552,7 @@ def scatter_conv2d(
     array([[0., 0.],
            [2., 0.]])
     """
-    x, g = as_dense(check_images("x", x)), as_dense(check_images("g", g))
+    x, g = check_images("x", x), check_images("g", g)
     check_is_array("out", out)
     if out.ndim != 4 or 0 in out.shape[:2]:
         raise ValueError(
