@@ -847,6 +847,15 @@ class TestPictures:
         plot_curves({"batchwise": history, "none": history[:1]}, path, "title")
         assert path.read_bytes().startswith(b"\x89PNG")
 
+    def test_a_panel_for_epochs_and_one_for_time(self, tmp_path):
+        image = pytest.importorskip("matplotlib.image")
+        history = [EpochMetrics(n, 1.0, 1 / n, 1 / n, 30.0, 1.0) for n in range(1, 5)]
+        sizes = []
+        for over in (("epochs",), ("epochs", "time")):
+            plot_curves({"none": history}, tmp_path / "curve.png", over=over)
+            sizes.append(image.imread(tmp_path / "curve.png").shape[1])
+        assert sizes[1] > 1.5 * sizes[0]
+
 
 def test_step_times():
     recipe = Recipe(hidden=(8,), batch_size=20)
