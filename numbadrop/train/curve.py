@@ -63,7 +63,9 @@ def plot_curves(
         axes.set_yscale("log", nonpositive="mask")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         low, high = axes.get_ylim()
-        if high / low < 30:
+        if high / low < 5:
+            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        elif high / low < 30:
             axes.yaxis.set_minor_formatter(FuncFormatter(_label_1_2_5))
         else:
             axes.yaxis.set_minor_formatter(NullFormatter())
