@@ -295,7 +295,7 @@ def evaluate(
     *,
     divisor: float = 1.0,
     top_k: int = 1,
-    batch_size: int = 1000,
+    batch_size: int = 250,
 ) -> Evaluation:
     """Measure a classifier without dropout. The model and its mode stay as they are.
 
