@@ -31,12 +31,12 @@ DATA_SETS = ("digits", "mnist", "cifar10", "artificial")
 OPTIMIZERS = ("sgd", "nag", "adam", "adamw")
 MODELS = ("mlp", "lenet", "deepcnet")
 OF_DATA: dict[str, dict[str, Any]] = {"digits": {"epochs": 200}}
+"""Defaults where they differ from the rest: an epoch of the digits is 15 steps."""
 OF_MODEL: dict[str, dict[str, Any]] = {
     "lenet": {"optimizer": "adam", "lr": 1e-3},
     "deepcnet": {"optimizer": "adam", "lr": 1e-3, "batch_size": 128},
 }
 DATA_OF_MODEL = {"mlp": "digits", "lenet": "mnist", "deepcnet": "cifar10"}
-"""Defaults where they differ from the rest: an epoch of the digits is 15 steps."""
 PATTERNS = ("batchwise", "independent", "none")
 
 
@@ -102,9 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--data",
         metavar="|".join((*DATA_SETS, "PATH")),
-        help="data set: the digits of scikit-learn (default), MNIST, CIFAR-10, Graham's artificial "
-        "data, a folder with IDX files, an .npz file with x_train, y_train, x_test, y_test, or "
-        "images in train/CLASS/ and test/CLASS/ of a folder or archive",
+        help="data set: the digits of scikit-learn (default of an mlp), MNIST (of lenet), CIFAR-10 "
+        "(of deepcnet), Graham's artificial data, a folder with IDX files, an .npz file with "
+        "x_train, y_train, x_test, y_test, or images in train/CLASS/ and test/CLASS/ of a folder "
+        "or archive",
     )
     option("--data-dir", metavar="DIR", help="folder with the files of MNIST or CIFAR-10; else "
            "they are downloaded once")  # fmt: skip
@@ -121,7 +122,8 @@ def _parser() -> argparse.ArgumentParser:
            "mlp (default 0.2)")  # fmt: skip
     option("--dropout", type=_fraction, metavar="P", help="fraction of hidden units dropped; in a "
            "convolutional net, of the last layers (default 0.5)")  # fmt: skip
-    option("--optimizer", choices=OPTIMIZERS, help="default nag")
+    option("--optimizer", choices=OPTIMIZERS, help="default nag, of a convolutional net "
+           "adam")  # fmt: skip
     option(
         "--lr",
         type=_positive,
@@ -132,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
            "exponential[:RATE], cosine (default), step[:EVERY[:FACTOR]]")  # fmt: skip
     option("--augment", metavar="SHIFT[,flip]", help="move training images by up to SHIFT pixels "
            "and mirror half of them; 4,flip suits small colour images (default none)")  # fmt: skip
-    option("--batch-size", type=_count, metavar="N", help="default 100")
+    option("--batch-size", type=_count, metavar="N", help="default 100, of deepcnet 128")
     option("--epochs", type=_count, metavar="N", help="default 20, for the digits 200")
     option("--patience", type=_count, metavar="N", help="stop when the test error has not improved "
            "for N epochs")  # fmt: skip
@@ -424,8 +426,8 @@ def _predict(checkpoint: Path, file: Path, threads: int | None = None) -> None:
     saved.restore_model(model)
     model.eval()
     with no_grad():
-        for first in range(0, len(inputs), 1000):
-            labels = model(inputs[first : first + 1000]).value.argmax(axis=1)
+        for first in range(0, len(inputs), 250):
+            labels = model(inputs[first : first + 250]).value.argmax(axis=1)
             print(*labels, sep="\n")
 
 

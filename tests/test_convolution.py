@@ -309,6 +309,13 @@ class TestValues:
     def test_images_without_pixels(self):
         y = kernels.gathered_conv2d(np.ones((2, 0, 3, 4)), np.ones((3, 3, 4, 5)), padding=2)
         np.testing.assert_array_equal(y, np.zeros((2, 2, 5, 5)))
+        dx = kernels.gathered_conv2d_t(y, np.ones((3, 3, 4, 5)), input_size=(0, 3), padding=2)
+        assert dx.shape == (2, 0, 3, 4)
+
+    def test_a_stride_that_is_never_made_takes_no_memory(self):
+        x = np.arange(16.0).reshape(1, 4, 4, 1)
+        y = kernels.gathered_conv2d(x, np.ones((3, 3, 1, 1)), padding=1, stride=2**31 - 1)
+        np.testing.assert_array_equal(y, [[[[0.0 + 1 + 4 + 5]]]])
 
     @pytest.mark.parametrize(
         "form", [lambda s: s, lambda s: s.indices, lambda s: s.indices.tolist(), lambda s: s.mask()]
@@ -435,7 +442,7 @@ BAD = [
     (backward(g=(2, 5, 3, 2)), ValueError, r"^g must have height and width \(3, 5\), got \(5, 3\)"),
     (backward(input_size=(5, 7)), ValueError, r"^g must have height and width \(3, 6\), got"),
     (backward(stride=2), ValueError, r"^g must have height and width \(2, 3\), got \(3, 5\)"),
-    (backward(input_size=(0, 6)), ValueError, r"^input_size must be at least 1.*got \(0, 6\)"),
+    (backward(input_size=(-1, 6)), ValueError, r"^input_size must be at least 0, got \(-1, 6\)"),
     (backward(input_size=5.0), TypeError, r"^input_size must be an int or a pair.*got 5.0"),
     (compact(g=(3, 3, 5, 4)), ValueError, r"^x and g must have the same batch, got 2 and 3"),
     (compact(g=(2, 3, 6, 4)), ValueError, r"^g must have height and width \(3, 5\), got \(3, 6\)"),
@@ -465,7 +472,12 @@ BAD = [
     (forward(padding="same"), TypeError, r"^padding must be .*got 'same'"),
     (forward(padding=(1, 1, 1)), TypeError, r"^padding must be .*got \(1, 1, 1\)"),
     (forward(dilation=(0, 1)), ValueError, r"^dilation must be at least 1.*got \(0, 1\)"),
-    (forward(padding=2**20, dilation=(2**20, 2**21), out=None), ValueError, r"^padding is too"),
+    (forward(padding=2**20, dilation=(2**20, 2**21), out=None), ValueError, r"^padding or dil"),
+    (
+        dict(name="gathered_conv2d_t", g=(1, 1, 1, 64), w=(2, 2, 1, 64), input_size=(10000, 10000),
+             dilation=9999, out=None),
+        ValueError, r"^padding or dilation is too large: .* 10000 x 19999 pixels",
+    ),
     (backward(stride=0), ValueError, r"^stride must be at least 1.*got 0"),
     (compact(padding=-1), ValueError, r"^padding must be at least 0.*got -1"),
     (scatter(dilation=None), TypeError, r"^dilation must be .*got None"),

@@ -443,3 +443,11 @@ class TestBadInput:
             with pytest.raises(ValueError, match=r"^out overlaps itself"):
                 kernel(x, w, out=out)
             np.testing.assert_array_equal(memory, 0)
+
+
+@pytest.mark.parametrize("alpha", [1e300, -1e300])
+def test_a_factor_that_float32_does_not_have(alpha):
+    out = np.ones((2, 2), np.float32)
+    with pytest.raises(ValueError, match=r"^alpha must be at most 3.4.* for float32, got"):
+        kernels.scatter_matmul(out, out.copy(), out=np.ones_like(out), alpha=alpha)
+    kernels.scatter_matmul(np.ones((1, 1)), np.ones((1, 1)), out=np.ones((1, 1)), alpha=alpha)

@@ -809,6 +809,16 @@ class TestRecipe:
         dropped = {"batchwise": "BatchwiseDropout", "independent": "Dropout", "none": "-"}[pattern]
         assert kinds.count(dropped) == (pattern != "none") * (1 + len(hidden) * (dropout > 0))
 
+    @pytest.mark.parametrize("model", ["mlp", "lenet"])
+    def test_an_unknown_pattern_is_refused(self, model):
+        with pytest.raises(ValueError, match=r"pattern must be one of .* got 'batchwize'"):
+            Recipe(model=model, pattern="batchwize").build(784, 10, (28, 28, 1))
+
+    @pytest.mark.parametrize(("model", "shape"), [("lenet", (3, 9, 1)), ("deepcnet", (7, 8, 3))])
+    def test_images_that_are_too_small(self, model, shape):
+        with pytest.raises(ValueError, match=r"are too small for .*MP2"):
+            Recipe(model=model).build(math.prod(shape), 10, shape)
+
     @pytest.mark.parametrize(
         "text", ["", "linear", "constant:1", "cosine:3", "exponential:x", "step:1:2:3", "step:0"]
     )

@@ -20,9 +20,9 @@ DEPTH = 2
 def ahead(function: Callable[[A], R], arguments: Iterable[A]) -> Iterator[R]:
     """Yield ``function(argument)`` of each argument in turn, computed by a thread of its own.
 
-    The thread starts with the first result, so that a process may fork before, and has ended
-    when the iterator is exhausted, closed or dropped; at most one call has to finish for that. An
-    exception of `function` is raised in place of its result.
+    The thread starts with the first result, so that a process may fork before, but not between
+    results, and has ended when the iterator is exhausted, closed or dropped; at most one call has
+    to finish for that. An exception of `function` is raised in place of its result.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class Augmentation:
 
     Raises
     ------
+    TypeError
+        If `shift` is not an integer.
     ValueError
         If `shift` is negative.
 
@@ -43,6 +46,10 @@ class Augmentation:
     flip: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            operator.index(self.shift)
+        except TypeError:
+            raise TypeError(f"shift must be an integer, got {self.shift!r}") from None
         if self.shift < 0:
             raise ValueError(f"shift must not be negative, got {self.shift}")
 

@@ -123,7 +123,10 @@ def _read_python(path: str, content: bytes) -> tuple[Array, Array]:
     batch = read_pickle(path, content)
     if not isinstance(batch, dict) or not {b"data", b"labels"} <= batch.keys():
         raise DataError(f"{path}: must hold a dict with b'data' and b'labels'")
-    planes, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    try:
+        planes, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    except ValueError as error:  # lists of lists of different lengths
+        raise DataError(f"{path}: b'data' and b'labels' must be arrays, {error}") from error
     if planes.shape != (IMAGES, FEATURES) or planes.dtype != np.uint8:
         raise DataError(
             f"{path}: b'data' must be uint8 of shape {(IMAGES, FEATURES)}, "

@@ -7,12 +7,12 @@ and a serial kernel. `numbadrop.kernels.reference` defines what they compute in 
 from numbadrop.kernels import jitted as _jitted  # noqa: F401  (teaches Numba the doors)
 from numbadrop.kernels.convolution import (
     conv2d_at,
-    conv2d_size,
     gathered_conv2d,
     gathered_conv2d_t,
     scatter_conv2d,
 )
 from numbadrop.kernels.elementwise import rectifier_gradient, take_columns
+from numbadrop.kernels.geometry import conv2d_size
 from numbadrop.kernels.matmul import (
     gathered_linear,
     gathered_matmul,

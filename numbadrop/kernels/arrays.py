@@ -40,7 +40,8 @@ _SMALLEST_SCALE, _LARGEST = 2.0**-126, 2.0**127
 """Factors between these are finite and not zero as float32, too."""
 _LARGEST_PAIR = 2**31 - 1
 """Of numbers up to this one, products do not leave the range of int64 in a kernel."""
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_DOUBLE = np.dtype(np.float64)
+_DTYPES = (np.dtype(np.float32), _DOUBLE)
 
 
 def check_matrix(name: str, array: ArrayLike) -> Array:
@@ -83,11 +84,15 @@ def check_same_dtype(name: str, array: Array, other_name: str, other: Array) -> 
         )
 
 
-def check_real(name: str, value: Any) -> float:
-    """Return a real number as a float."""
+def check_real(name: str, value: Any, dtype: np.dtype[Any] = _DOUBLE) -> float:
+    """Return a real number as a float, unless `dtype` has no such number."""
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}")
-    return float(value)
+    number = float(value)
+    largest = float(np.finfo(dtype).max)
+    if largest < abs(number) < np.inf:
+        raise ValueError(f"{name} must be at most {largest:g} for {dtype}, got {number}")
+    return number
 
 
 def check_pair(name: str, value: Pair, least: int) -> tuple[int, int]:

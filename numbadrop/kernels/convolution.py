@@ -9,7 +9,7 @@ register tile nothing to share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -33,15 +33,14 @@ from numbadrop.kernels.arrays import (
     check_units,
     resolve,
 )
+from numbadrop.kernels.geometry import Geometry, Taps, check_geometry, out_size
 from numbadrop.kernels.patches import convolve_part, correlate_part
 from numbadrop.kernels.product import Epilogue
 from numbadrop.kernels.task import run_task
 from numbadrop.kernels.update import element_rule, update_block
 
 __all__ = [
-    "check_geometry",
     "conv2d_at",
-    "conv2d_size",
     "gathered_conv2d",
     "gathered_conv2d_t",
     "scatter_conv2d",
@@ -50,6 +49,9 @@ __all__ = [
 _SERIAL_BELOW = 200_000
 _MOST_FRAME_BYTES = 1 << 30
 """Most bytes of a frame of zeros around what the patches of one line of positions cover."""
+
+
+_PLAIN = Epilogue(1.0, 1.0)
 
 
 class _Factor(NamedTuple):
@@ -61,121 +63,21 @@ def _add(rule, w, slots, j, g):
     w[j] += rule.factor * g
 
 
-class _Geometry(NamedTuple):
-    """Kernel, stride, padding and dilation of a convolution along one axis."""
-
-    kernel: int
-    stride: int
-    padding: int
-    dilation: int
-
-    def out_size(self, size: int) -> int:
-        return (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
-
-    def forward(self, size: int) -> _Taps:
-        """Return where the patches of all outputs lie among `size` inputs."""
-        places = [(tap * self.dilation - self.padding, tap) for tap in range(self.kernel)]
-        return _Taps(0, 1, self.out_size(size), self.stride, places)
-
-    def backward(self, size: int) -> Iterator[_Taps]:
-        """Yield where the patches of `size` inputs lie among the outputs.
-
-        Inputs a stride apart are reached by the same taps.
-        """
-        for first in range(min(self.stride, size)):
-            places = []
-            for tap in reversed(range(self.kernel)):
-                place, rest = divmod(first + self.padding - tap * self.dilation, self.stride)
-                if rest == 0:
-                    places.append((place, tap))
-            yield _Taps(first, self.stride, len(range(first, size, self.stride)), 1, places)
-
-
-class _Taps(NamedTuple):
-    """Which taps of a kernel meet what, along one axis."""
-
-    target: int
-    """The first element that is computed, the distance of the others, and their number."""
-    target_step: int
-    number: int
-    step: int
-    """From the patch of one element to that of the next."""
-    places: list[tuple[int, int]]
-    """Where each tap of the first element's patch lies, ascending, and which it is."""
-
-    @property
-    def first(self) -> int:
-        return self.places[0][0] if self.places else 0
-
-    @property
-    def reach(self) -> int:
-        return self.places[-1][0] - self.first if self.places else 0
-
-
-def conv2d_size(
-    size: tuple[int, int],
-    kernel_size: Pair,
-    *,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-) -> tuple[int, int]:
-    """Return height and width of what a convolution makes of an image of this size.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is not an integer or out of range, or the kernel is larger than the padded
-        image.
-
-    Examples
-    --------
-    >>> conv2d_size((32, 32), 3, stride=2, padding=1)
-    (16, 16)
-    """
-    axes = check_geometry(kernel_size, stride, padding, dilation)
-    return _out_size(axes, check_pair("size", size, 0))
-
-
-def check_geometry(
-    kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> tuple[_Geometry, _Geometry]:
-    """Return the geometry along both axes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is out of range for any image.
-    """
-    kernels, strides = check_pair("kernel_size", kernel_size, 1), check_pair("stride", stride, 1)
-    paddings, dilations = check_pair("padding", padding, 0), check_pair("dilation", dilation, 1)
-    down, along = zip(kernels, strides, paddings, dilations, strict=True)
-    return _Geometry(*down), _Geometry(*along)
-
-
-def _out_size(axes: tuple[_Geometry, _Geometry], size: tuple[int, ...]) -> tuple[int, int]:
-    for name, axis, length in zip(("height", "width"), axes, size, strict=True):
-        if axis.out_size(length) < 1:
-            raise ValueError(
-                f"the kernel is larger than the padded image: {name} {length} with padding "
-                f"{axis.padding} on both sides, kernel size {axis.kernel} with dilation "
-                f"{axis.dilation}"
-            )
-    return axes[0].out_size(size[0]), axes[1].out_size(size[1])
-
-
-def _check_frame(
-    axes: tuple[_Geometry, _Geometry], size: tuple[int, ...], pixel_bytes: int
-) -> None:
-    """Refuse padding that takes memory that there is not: a kernel could not say so."""
-    down, along = axes
-    rows, pixels = down.dilation * (down.kernel - 1) + 1, size[1] + 2 * along.padding
+def _check_frame(rows: int, pixels: int, pixel_bytes: int) -> None:
+    """Refuse a frame of zeros that takes memory that there is not: a kernel could not say so."""
     frame = rows * pixels * pixel_bytes
-    if (down.padding or along.padding) and frame > _MOST_FRAME_BYTES:
+    if frame > _MOST_FRAME_BYTES:
         raise ValueError(
-            f"padding is too large: with padding {(down.padding, along.padding)} the patches of "
+            f"padding or dilation is too large: with the zeros around the images, the patches of "
             f"one line cover {rows} x {pixels} pixels, {frame} bytes of at most {_MOST_FRAME_BYTES}"
         )
+
+
+def _check_forward_frame(axes: tuple[Geometry, Geometry], images: Array) -> None:
+    down, along = axes
+    if down.padding or along.padding:
+        rows, pixels = down.dilation * (down.kernel - 1) + 1, images.shape[2] + 2 * along.padding
+        _check_frame(rows, pixels, images.shape[3] * images.itemsize)
 
 
 def _check_weights(w: ArrayLike) -> Array:
@@ -188,12 +90,21 @@ def _check_weights(w: ArrayLike) -> Array:
     return array
 
 
+def _channels(
+    in_channels: Units, out_channels: Units, n_in: int, n_out: int
+) -> tuple[IndexSet | None, IndexSet | None]:
+    return (
+        resolve("in_channels", in_channels, n_in),
+        resolve("out_channels", out_channels, n_out),
+    )
+
+
 def _indices(units: IndexSet | None, size: int) -> NDArray[np.int64]:
     return np.arange(size) if units is None else units.indices
 
 
 def _patches(
-    images: Array, down: _Taps, along: _Taps, merge: bool
+    images: Array, down: Taps, along: Taps, merge: bool
 ) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
     """Describe patches to a kernel.
 
@@ -225,9 +136,9 @@ def _patches(
 
 
 def _convolve(
-    images: Array, down: _Taps, along: _Taps, w: Array, transposed: bool,
+    images: Array, down: Taps, along: Taps, w: Array, transposed: bool,
     depth_units: IndexSet | None, col_units: IndexSet | None, out: Array,
-    epilogue: Epilogue = Epilogue(1.0, 1.0), bias: Array | None = None,  # noqa: B008
+    epilogue: Epilogue = _PLAIN, bias: Array | None = None,
 ) -> None:  # fmt: skip
     """Compute the elements of `out` that `down` and `along` name, all columns of them."""
     words, _runs, order = _patches(images, down, along, merge=True)
@@ -327,14 +238,11 @@ def gathered_conv2d(
     check_same_dtype("x", x, "w", w)
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
-    ins, outs = (
-        resolve("in_channels", in_channels, n_in),
-        resolve("out_channels", out_channels, n_out),
-    )
+    ins, outs = _channels(in_channels, out_channels, n_in, n_out)
     check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
     slope, scale = check_rectifier(slope, scale)
-    shape = (len(x), *_out_size(axes, x.shape[1:3]), n_out if outs is None else len(outs))
-    _check_frame(axes, x.shape[1:3], x.shape[3] * x.itemsize)
+    shape = (len(x), *out_size(axes, x.shape[1:3]), n_out if outs is None else len(outs))
+    _check_forward_frame(axes, x)
     inputs = {"x": x, "w": w}
     if bias is not None:
         inputs["bias"] = bias = np.asarray(bias)
@@ -402,14 +310,14 @@ def gathered_conv2d_t(
     check_same_dtype("g", g, "w", w)
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
-    ins, outs = (
-        resolve("in_channels", in_channels, n_in),
-        resolve("out_channels", out_channels, n_out),
-    )
+    ins, outs = _channels(in_channels, out_channels, n_in, n_out)
     check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
-    size = check_pair("input_size", input_size, 1)
-    _check_gradient_size(g, _out_size(axes, size))
-    _check_frame(axes, size, g.shape[3] * g.itemsize)
+    size = check_pair("input_size", input_size, 0)
+    _check_gradient_size(g, out_size(axes, size))
+    phases = list(product(axes[0].backward(size[0]), axes[1].backward(size[1])))
+    for down, along in phases:
+        if down.leaves(g.shape[1]) or along.leaves(g.shape[2]):
+            _check_frame(down.reach + 1, along.span, g.shape[3] * g.itemsize)
     shape = (len(g), *size, n_in if ins is None else len(ins))
     if out is None:
         out = np.empty(shape, w.dtype)
@@ -417,9 +325,8 @@ def gathered_conv2d_t(
         check_out(out, shape, w.dtype, g=g, w=w)
     g, w = as_dense(g), as_dense(w)
     target = _dense_pixels(out)
-    for down in axes[0].backward(size[0]):
-        for along in axes[1].backward(size[1]):
-            _convolve(g, down, along, w, True, outs, ins, target)
+    for down, along in phases:
+        _convolve(g, down, along, w, True, outs, ins, target)
     if target is not out:
         out[...] = target
     return out
@@ -476,8 +383,8 @@ def conv2d_at(
     axes = check_geometry(kernel, stride, padding, dilation)
     if len(x) != len(g):
         raise ValueError(f"x and g must have the same batch, got {len(x)} and {len(g)}")
-    _check_gradient_size(g, _out_size(axes, x.shape[1:3]))
-    _check_frame(axes, x.shape[1:3], x.shape[3] * x.itemsize)
+    _check_gradient_size(g, out_size(axes, x.shape[1:3]))
+    _check_forward_frame(axes, x)
     shape = (*kernel, x.shape[3], g.shape[3])
     if out is None:
         out = np.empty(shape, x.dtype)
@@ -561,12 +468,9 @@ def scatter_conv2d(
     check_out(out, out.shape, x.dtype, x=x, g=g)
     if not out.flags.c_contiguous:
         raise ValueError(f"out must be C-contiguous, its strides are {out.strides}")
-    alpha = check_real("alpha", alpha)
+    alpha = check_real("alpha", alpha, x.dtype)
     kernel, (n_in, n_out) = out.shape[:2], out.shape[2:]
-    ins, outs = (
-        resolve("in_channels", in_channels, n_in),
-        resolve("out_channels", out_channels, n_out),
-    )
+    ins, outs = _channels(in_channels, out_channels, n_in, n_out)
     check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
     check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
     dw = conv2d_at(x, g, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)

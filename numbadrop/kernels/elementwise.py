@@ -168,7 +168,7 @@ def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
     array([[2., 6.]])
     """
     x = check_matrix("x", x)
-    factor = check_real("factor", factor)
+    factor = check_real("factor", factor, x.dtype)
     units = resolve("cols", cols, x.shape[1])
     if units is None:
         return np.multiply(x, factor, dtype=x.dtype)

@@ -327,7 +327,7 @@ def scatter_matmul(
     check_same_dtype("x", x, "g", g)
     _check_batch(x, g)
     check_out(out, None, x.dtype, x=x, g=g)
-    alpha = check_real("alpha", alpha)
+    alpha = check_real("alpha", alpha, x.dtype)
     row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
     check_units("x", 1, x.shape[1], "rows", row_set, out.shape[0])
     check_units("g", 1, g.shape[1], "cols", col_set, out.shape[1])

@@ -124,7 +124,7 @@ def _band_bytes(p, lines, channels, size):
     if not _is_padded(p):
         return 0
     images = min(lines, (lines + p.lines - 2) // p.lines + 1)
-    rows = lines * p.step_y + images * (p.reach_y + 1)
+    rows = (lines - 1) * p.step_y + images * (p.reach_y + 1)
     return rows * _row_pixels(p) * channels * size
 
 

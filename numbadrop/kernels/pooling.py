@@ -23,7 +23,14 @@ from numbadrop.kernels.arrays import (
 )
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.jit import inner
-from numbadrop.kernels.memory import as_pointer, first_of, keep_alive, load_index, words_behind
+from numbadrop.kernels.memory import (
+    as_pointer,
+    clear_bytes,
+    first_of,
+    keep_alive,
+    load_index,
+    words_behind,
+)
 from numbadrop.kernels.product import share
 from numbadrop.kernels.task import run_task
 
@@ -180,12 +187,6 @@ def _pool_part(task, part, parts):
                     total[k] *= factor
 
 
-@inner
-def _clear(zero, first, last):
-    """Fill the memory between two addresses with zeros."""
-    carray(as_pointer(zero, first), (last - first) // bytes_of(zero))[:] = zero
-
-
 def _gradient_part(task, part, parts):
     reduction = first_of(task)
     zero, factor = reduction.start, reduction.factor
@@ -222,7 +223,7 @@ def _gradient_part(task, part, parts):
                 continue
             # Just before the sums, which then find the zeros in the nearest cache.
             reached = max(cleared, min(bottom, end))
-            _clear(zero, image_dx + cleared * line, image_dx + reached * line)
+            clear_bytes(image_dx + cleared * line, (reached - cleared) * line)
             cleared = reached
             for j in range(images.out_width):
                 left, right = _inside(
@@ -248,7 +249,7 @@ def _gradient_part(task, part, parts):
                         else:
                             for k in range(units):
                                 dx_pixel[k] += left_over[k]
-        _clear(zero, image_dx + cleared * line, image_dx + end * line)
+        clear_bytes(image_dx + cleared * line, (end - cleared) * line)
     keep_alive(elsewhere)
 
 

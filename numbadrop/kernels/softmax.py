@@ -63,7 +63,7 @@ def _run(logits: ArrayLike, labels: ArrayLike, factor: float, gradient: bool) ->
     logits = np.ascontiguousarray(check_matrix("logits", logits))
     batch, classes = logits.shape
     checked = _check_labels(labels, batch, classes)
-    factor = check_real("factor", factor)
+    factor = check_real("factor", factor, logits.dtype)
     out = np.empty(logits.shape if gradient else batch, logits.dtype)
     unknown = np.zeros(1, np.int64)
     to = address_of(out)

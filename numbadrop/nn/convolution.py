@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 from numbadrop import ops
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import Pair
-from numbadrop.kernels.convolution import check_geometry
+from numbadrop.kernels.geometry import check_geometry
 from numbadrop.nn.activation import Activation, Input
 from numbadrop.nn.module import Module, Parameter
 

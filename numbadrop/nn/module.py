@@ -83,7 +83,8 @@ class Module:
     Attributes
     ----------
     training : bool
-        Whether dropout drops; see `train` and `eval`.
+        Whether dropout drops, and batch normalization uses the moments of the batch; see `train`
+        and `eval`.
     unitwise : bool
         Whether output unit k depends on input unit k alone. Says of a class that a dropout layer
         behind it may as well come before it.
@@ -177,13 +178,13 @@ class Module:
         return [parameter for _, parameter in self.named_parameters()]
 
     def train(self, mode: bool = True) -> Self:
-        """Make dropout drop, in this module and all inside it, or with False make it rest."""
+        """Set `training`, in this module and all inside it."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Self:
-        """Make dropout rest: the whole net answers."""
+        """Let the whole net answer: dropout rests, batch normalization uses running statistics."""
         return self.train(False)
 
     def zero_grad(self) -> None:

@@ -40,7 +40,7 @@ class _BatchNorm(Module):
     """
 
     unitwise = True
-    _axes: ClassVar[str]
+    _axes: ClassVar[tuple[str, ...]]
     """Of the input, for messages; the last are the units, over all others goes the mean."""
 
     def __init__(
@@ -93,10 +93,10 @@ class _BatchNorm(Module):
         x = Activation.of(x).take(units)
         units, values = x.units, x.values
         features, dtype = len(self.running_mean.value), self.running_mean.value.dtype
-        if values.value.ndim != len(self._axes.split(", ")) or units.size != features:
+        if values.value.ndim != len(self._axes) or units.size != features:
             raise ValueError(
-                f"x must have shape ({self._axes}) with {features} units, got {values.shape}"
-                f" with {units.size} units"
+                f"x must have shape ({', '.join(self._axes)}) with {features} units, "
+                f"got {values.shape} with {units.size} units"
             )
         if values.dtype != dtype:
             raise TypeError(f"x must be {dtype} as the layer, got {values.dtype}")
@@ -140,7 +140,7 @@ class BatchNorm1d(_BatchNorm):
     Parameters
     ----------
     features, eps, momentum, affine, dtype
-        As for `torch.nn.BatchNorm1d`.
+        As for `torch.nn.BatchNorm1d`, which calls the first `num_features`.
 
     Notes
     -----
@@ -165,7 +165,7 @@ class BatchNorm1d(_BatchNorm):
     array([1., 0., 4.], dtype=float32)
     """
 
-    _axes = "batch, units"
+    _axes = ("batch", "units")
 
 
 class BatchNorm2d(_BatchNorm):
@@ -174,7 +174,7 @@ class BatchNorm2d(_BatchNorm):
     Parameters
     ----------
     features, eps, momentum, affine, dtype
-        As for `torch.nn.BatchNorm2d`.
+        As for `torch.nn.BatchNorm2d`, which calls the first `num_features`.
 
     Examples
     --------
@@ -183,4 +183,4 @@ class BatchNorm2d(_BatchNorm):
     (array([0., 0., 0.]), array([1., 1., 1.]))
     """
 
-    _axes = "batch, height, width, units"
+    _axes = ("batch", "height", "width", "units")

@@ -10,7 +10,7 @@ from numbadrop import kernels
 from numbadrop.autograd import Block, primitive
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import Pair
-from numbadrop.ops.linear import Before, on_block
+from numbadrop.ops.blocks import Before, on_block
 
 __all__ = ["conv2d"]
 

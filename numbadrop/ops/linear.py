@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
 from numbadrop import kernels
 from numbadrop.autograd import Block, primitive
 from numbadrop.index_set import IndexSet
+from numbadrop.ops.blocks import Before, on_block
 
-__all__ = ["Before", "linear", "on_block"]
+__all__ = ["linear"]
 
 Array = NDArray[Any]
 
@@ -65,13 +66,6 @@ def linear(
     return kernels.gathered_linear(x, w, b, rows, cols, slope=slope, scale=scale)
 
 
-class Before(NamedTuple):
-    """Gradients before the rectifier and the scaling: of the sums, and of the bias."""
-
-    h: Array
-    b: Array
-
-
 @linear.prepare
 def _(g: Array, out: Array, *arguments: Any) -> Before:
     slope, scale = arguments[-2:]
@@ -94,11 +88,3 @@ def _(before: Before, out: Array, x: Array, w: Array, b: Any, *rest: Any) -> Blo
 def _(before: Before, out: Array, x: Array, w: Array, b: Array, *rest: Any) -> Block | Array:
     _, cols, *_ = rest
     return on_block(before.b, b.shape, cols)
-
-
-def on_block(values: Array, shape: tuple[int, ...], *index: IndexSet | None) -> Block | Array:
-    """Return the gradient of an array of this shape whose part on `index` is `values`."""
-    if values.shape == shape:
-        return values
-    units = zip(index, shape, strict=True)
-    return Block(values, tuple(IndexSet.all(n) if kept is None else kept for kept, n in units))

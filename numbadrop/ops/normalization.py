@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from numbadrop import kernels
 from numbadrop.autograd import Block, primitive
 from numbadrop.index_set import IndexSet
+from numbadrop.ops.blocks import on_block
 
 __all__ = ["batch_norm"]
 
@@ -94,12 +95,14 @@ def _(gradients: _Gradients, out: Array, x: Array, *rest: Any) -> Array:
 
 @batch_norm.gradient("weight")
 def _(gradients: _Gradients, out: Array, *arguments: Any) -> Block | Array:
-    return _on(arguments[5], gradients.weight)
+    *_, weight, _, units, _, _ = arguments
+    return on_block(gradients.weight, weight.shape, units)
 
 
 @batch_norm.gradient("bias")
 def _(gradients: _Gradients, out: Array, *arguments: Any) -> Block | Array:
-    return _on(arguments[5], gradients.bias)
+    *_, bias, units, _, _ = arguments
+    return on_block(gradients.bias, bias.shape, units)
 
 
 def _matrix(x: Array) -> Array:
@@ -108,7 +111,3 @@ def _matrix(x: Array) -> Array:
 
 def _of(factors: Array | None, units: IndexSet | None) -> Array | None:
     return factors if factors is None or units is None or units.is_all else factors[units.indices]
-
-
-def _on(units: IndexSet | None, values: Array) -> Block | Array:
-    return values if units is None or units.is_all else Block(values, (units,))

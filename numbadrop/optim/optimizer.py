@@ -221,6 +221,11 @@ def _check_gradient(number: int, parameter: Parameter) -> None:
         raise TypeError(
             f"gradient of parameter {number} must be {parameter.dtype}, got {grad.dtype}"
         )
+    if not parameter.value.flags.c_contiguous:  # As a matrix it would be a copy, the update lost.
+        raise ValueError(
+            f"value of parameter {number} must be C-contiguous, its strides are "
+            f"{parameter.value.strides}"
+        )
 
 
 def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> None:
@@ -233,8 +238,6 @@ def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> None
     if state.update_of is None or not all(map(is_, state.update_of, current)):
         rule_class, value, slots = state.update_of = current
         if value.ndim > 2:  # The kernel knows matrices; as one, all axes but the last are rows.
-            if not value.flags.c_contiguous:  # A matrix would be a copy, and the update lost.
-                raise ValueError("value must be writeable, aligned and C-contiguous")
             value = value.reshape(-1, value.shape[-1])
             slots = slots.reshape(-1, *value.shape)
         state.update = kernels.BlockUpdate(rule_class, value, slots)

@@ -274,7 +274,8 @@ def train_step(
     Raises
     ------
     DivergedError
-        If the loss is not finite; no parameter has been changed then.
+        If the loss is not finite; no parameter has been changed then, but running statistics have
+        seen the batch.
     """
     with _quiet_overflow():
         scores = model(x)

@@ -32,10 +32,9 @@ class ConvolutionalNet:
     Parameters
     ----------
     notation : str
-        ``32C5`` is a convolution to 32 channels by 5 x 5, ``MP2`` max-pooling by 2 x 2 and ``512N``
+        ``32C5`` is a convolution to 32 channels by 5 x 5, which leaves the image's size as it is (5
+        is odd), ``MP2`` max-pooling by 2 x 2 and ``512N``
         a hidden layer of 512 units. The output layer is not written.
-    padded : bool
-        Whether a convolution leaves the size of an image as it is.
     negative_slope : float
         Of the leaky ReLU behind each layer with weights.
     dropped : tuple of float
@@ -43,7 +42,6 @@ class ConvolutionalNet:
     """
 
     notation: str
-    padded: bool
     negative_slope: float
     dropped: tuple[float, ...]
 
@@ -93,6 +91,8 @@ class ConvolutionalNet:
             count, kind, size = _parsed(step)
             if kind == "MP":
                 height, width = height // size, width // size
+                if min(height, width) < 1:
+                    raise ValueError(f"images of {image_shape} are too small for {self.notation}")
                 yield MaxPool2d(size)
                 continue
             p = dropout * next(shares)
@@ -101,11 +101,7 @@ class ConvolutionalNet:
             elif p > 0 and pattern == "independent":
                 yield Dropout2d(p) if is_image else Dropout(p)
             if kind == "C":
-                padding = size // 2 if self.padded else 0
-                height, width = (side + 2 * padding - size + 1 for side in (height, width))
-                if min(height, width) < 1:
-                    raise ValueError(f"images of {image_shape} are too small for {self.notation}")
-                yield Conv2d(n, count, size, padding=padding, gain=gain)
+                yield Conv2d(n, count, size, padding=size // 2, gain=gain)
             else:
                 if is_image:
                     yield Flatten()
@@ -124,10 +120,9 @@ def _parsed(step: str) -> tuple[int, str, int]:
 
 
 CONVOLUTIONAL = {
-    "lenet": ConvolutionalNet("32C5-MP2-64C5-MP2-512N", True, 0.0, (0, 0.5, 1)),
+    "lenet": ConvolutionalNet("32C5-MP2-64C5-MP2-512N", 0.0, (0, 0.5, 1)),
     "deepcnet": ConvolutionalNet(
         "64C3-64C3-MP2-128C3-128C3-MP2-256C3-256C3-MP2-512N",
-        True,
         1 / 3,
         (0, 0.2, 0.4, 0.6, 0.8, 1, 1),
     ),

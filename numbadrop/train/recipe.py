@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from numbadrop.data import Augmentation
 from numbadrop.nn import BatchwiseDropout, Dropout, Linear, Module, ReLU, Sequential
@@ -94,6 +94,9 @@ class Recipe:
         ValueError
             If a field is out of range, or the data do not fit the net.
         """
+        patterns = get_args(Pattern)
+        if self.pattern not in patterns:
+            raise ValueError(f"pattern must be one of {patterns}, got {self.pattern!r}")
         if self.model == "mlp":
             return self._perceptron(features, classes)
         if self.model not in CONVOLUTIONAL:
