@@ -150,14 +150,14 @@ class Ratio(NamedTuple):
 def measured(
     sources: tuple[Path, Path], names: dict[str, Name], pairs: int
 ) -> dict[str, list[float]]:
-    """Return the ratios of several pairs of processes, for each benchmark that both commits have."""
+    """Return the ratios of several pairs of processes for each benchmark that both commits know."""
     found: dict[str, list[float]] = {}
     for pair in range(pairs):
         base, head = workers = tuple(map(Worker, sources))
         try:
             for number, (described, name) in enumerate(names.items()):
                 _progress(f"pair {pair + 1} of {pairs}, {number + 1} of {len(names)}: {described}")
-                if not all([worker.ask(name) for worker in workers]):
+                if not all(worker.ask(name) for worker in workers):
                     continue
                 ratios = []
                 for turn in range(TURNS):

@@ -13,7 +13,7 @@ from numbadrop import kernels
 from .kernels import PRODUCTS, Operands
 from .machine import fma_peak
 from .timing import ratio
-from .training import BATCH, NETS, P_HIDDEN, P_INPUT, Step, minibatch
+from .training import NETS, P_HIDDEN, P_INPUT, Step, minibatch
 
 SHAPES = ("32x1024", "128x800", "512x1024")
 
