@@ -6,11 +6,9 @@ from the programs beside this package.
 
 import os
 
-# Before anything loads Numba or NumPy. The machine code of one commit in one environment is never
+# Before anything loads Numba. The machine code of one commit in one environment is never
 # that of another, and its files can be counted.
 if "ASV_ENV_DIR" in os.environ:
     os.environ["NUMBA_CACHE_DIR"] = os.path.join(
         os.environ["ASV_ENV_DIR"], "jit", os.environ.get("ASV_COMMIT", "unknown")
     )
-# OpenBLAS's threads look for work for 2^28 cycles, on the cores that whoever runs next needs.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")

@@ -5,7 +5,6 @@ Where these move, the machine has moved, and a step in the other graphs means no
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
@@ -59,20 +58,16 @@ def _multiply_add(typingctx: Any, repeats: Any) -> Any:
     return types.float32(types.int64), codegen
 
 
-@numba.njit(nogil=True)
+@numba.njit
 def _run_multiply_adds(repeats):
     return _multiply_add(repeats)
 
 
-def fma_peak(threads: int, repeats: int = 2_000_000) -> float:
-    """Return the FLOP/s of multiply-adds in registers, float32: the roof of this machine now."""
-    crew = [threading.Thread(target=_run_multiply_adds, args=(repeats,)) for _ in range(threads)]
+def fma_peak(repeats: int = 2_000_000) -> float:
+    """Return the FLOP/s of multiply-adds in registers, float32: the roof of one core now."""
     began = time.perf_counter()
-    for thread in crew:
-        thread.start()
-    for thread in crew:
-        thread.join()
-    return threads * repeats * SUMS * LANES * 2 / (time.perf_counter() - began)
+    _run_multiply_adds(repeats)
+    return repeats * SUMS * LANES * 2 / (time.perf_counter() - began)
 
 
 class Control(Timed):
@@ -101,7 +96,7 @@ class Peak:
     unit = "GFLOP/s"
 
     def setup(self) -> None:
-        fma_peak(1, repeats=1)
+        fma_peak(1)
 
     def track_fma_peak(self) -> float:
-        return float(np.median([fma_peak(1) for _ in range(9)])) / 1e9
+        return float(np.median([fma_peak() for _ in range(9)])) / 1e9

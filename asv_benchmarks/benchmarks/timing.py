@@ -32,7 +32,7 @@ event.register("numba:compiler_lock", _compilations)
 class Timed:
     """Base class: `prepare` makes the operands, `run` is what is timed, already compiled."""
 
-    rounds = 2
+    rounds = 1
     repeat = (5, 20, 0.3)
     sample_time = 0.005
     warmup_time = 0.05
@@ -54,22 +54,27 @@ class Timed:
         raise NotImplementedError
 
 
-def ratio(ours: Run, peer: Run, seconds: float = 0.6) -> float:
+def ratio(ours: Run, peer: Run, rest: float = 0.0, rounds: int = 7) -> float:
     """Return the median over rounds of the peer's time divided by ours.
 
-    The two take turns, so that drift meets both; each turn is a block of calls, the first of which
-    does not count: threads of the other may still look for work.
+    The two take turns, so that drift meets both. A turn is a block of calls, the first of which
+    does not count.
+
+    Parameters
+    ----------
+    ours, peer : callable
+    rest : float
+        Seconds to wait after the peer's turn: threads of OpenBLAS look for work for 2^28 cycles, on
+        cores that we would need.
+    rounds : int
     """
-    for run in (ours, peer):
-        run()
-    one = _seconds(ours, 1) + _seconds(peer, 1)
-    block = max(1, round(0.01 / one))
-    found: list[float] = []
-    ends = time.perf_counter() + seconds
-    while len(found) < 5 or time.perf_counter() < ends:
-        first, second = (ours, peer) if len(found) % 2 else (peer, ours)
-        times = {first: _seconds(first, block), second: _seconds(second, block)}
-        found.append(times[peer] / times[ours])
+    one = max(_seconds(run, 1) for run in (ours, peer, ours, peer))
+    block = max(1, round(0.02 / one))
+    found = []
+    for _ in range(rounds):
+        theirs = _seconds(peer, block)
+        time.sleep(rest)
+        found.append(theirs / _seconds(ours, block))
     return float(np.median(found))
 
 
