@@ -10,8 +10,8 @@ the same machine; what differs from process to process, such as where memory lie
 starting new pairs of them. A pair gives one ratio for each benchmark: the median over many turns.
 
 Screening finds what looks slower by half the limit. That alone proves nothing when a hundred
-benchmarks are looked at, so these few are measured again by as many new pairs as `--confirm` says,
-and only that second measurement counts: a benchmark fails if its ratio is above the limit and the
+benchmarks are looked at, so the worst of these are measured again by as many new pairs as
+`--confirm` says, and only that second measurement counts: a benchmark fails if its ratio is above the limit and the
 whole confidence interval of the ratio above 1. The interval is Student's on the logarithms of the
 ratios of the pairs, at 99 % for all that were confirmed together (Bonferroni).
 
@@ -42,6 +42,7 @@ MODULES = ("kernels", "convolutions", "training", "batches", "machine")
 TURN, TURNS = 0.02, 5
 """Seconds that a process measures at a time, and turns of each process for each benchmark."""
 CONFIDENCE = 0.99
+MOST_CONFIRMED = 16
 
 
 class Name(NamedTuple):
@@ -236,7 +237,8 @@ def main() -> int:
         began = time.perf_counter()
         screened = measured((base, head), names, options.pairs)
         middles = {d: statistics.geometric_mean(ratios) for d, ratios in screened.items()}
-        suspects = [d for d, ratio in middles.items() if ratio > 1 + (options.limit - 1) / 2]
+        doubtful = [d for d, ratio in middles.items() if ratio > 1 + (options.limit - 1) / 2]
+        suspects = sorted(doubtful, key=lambda d: -middles[d])[:MOST_CONFIRMED]
         confirmed: dict[str, Ratio] = {}
         if suspects:
             again = measured((base, head), {d: names[d] for d in suspects}, options.confirm)
@@ -259,6 +261,8 @@ def main() -> int:
             f"  {verdict:13} {r.middle:.2f} ({r.low:.2f} to {r.high:.2f}), "
             f"screened {middles[described]:.2f}  {described}"
         )
+    if len(doubtful) > len(suspects):
+        print(f"  {len(doubtful) - len(suspects)} more looked slower, but less so")
     print(f"{len(slower)} slower by more than {options.limit - 1:.0%}")
     return 1 if slower else 0
 
