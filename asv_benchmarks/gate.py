@@ -11,9 +11,9 @@ starting new pairs of them. A pair gives one ratio for each benchmark: the media
 
 Screening finds what looks slower by half the limit. That alone proves nothing when a hundred
 benchmarks are looked at, so the worst of these are measured again by as many new pairs as
-`--confirm` says, and only that second measurement counts: a benchmark fails if its ratio is above the limit and the
-whole confidence interval of the ratio above 1. The interval is Student's on the logarithms of the
-ratios of the pairs, at 99 % for all that were confirmed together (Bonferroni).
+`--confirm` says, and only that second measurement counts: a benchmark fails if its ratio is above
+the limit and the whole confidence interval of the ratio above 1. The interval is Student's on the
+logarithms of the ratios of the pairs, at 99 % for all that were confirmed together (Bonferroni).
 
 Exit code: 0 if nothing is slower, 1 if something is, 2 for a mistake in the arguments.
 """
