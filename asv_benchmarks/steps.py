@@ -36,7 +36,7 @@ def numbadrop_step(net: str, pattern: str) -> Run:
     """Return the step that asv times, too."""
     step = Step()
     step.setup(net, pattern)
-    return step.time_step
+    return step.run
 
 
 def torch_step(widths: tuple[int, ...], dropout: bool, compiled: bool) -> Run:
