@@ -229,7 +229,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    print(f"batch {BATCH}, {kernels.get_num_threads()} threads, {options.rounds} turns of {TURN} s each\n")
+    print(
+        f"batch {BATCH}, {kernels.get_num_threads()} threads, "
+        f"{options.rounds} turns of {TURN} s each\n"
+    )
     for name in options.nets:
         print(f"### {name}\n")
         result = quartiles(contestants(name), options.rounds, TURN)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from numbadrop.bench.contest import DENSE, INDEXED, OURS, OURS_DENSE, Result
 from numbadrop.bench.products import PRODUCTS
@@ -38,6 +37,8 @@ def _speedups(results: list[Result], way: str, dense: str) -> tuple[list[float],
 
 def plot(report: Report, path: Path) -> None:
     """Write the pictures as PNG, SVG or PDF, by the name of the file."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(12, 5), layout="constrained")
     over_keep, roofline = figure.subplots(1, 2)
 

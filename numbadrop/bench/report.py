@@ -12,11 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
 import numbadrop
 from numbadrop import kernels
 from numbadrop.bench.contest import Contest, Result
@@ -71,8 +66,11 @@ class Report:
         """Write everything, with all quartiles in seconds, to a file that is whole or not there."""
         write_atomically(path, json.dumps(asdict(self), indent=1).encode() + b"\n")
 
-    def print_tables(self, console: Console) -> None:
-        """Print the contests, the fastest of others beside ours."""
+    def print_tables(self, console: Any) -> None:
+        """Print the contests to a console of rich, the fastest settings of others beside ours."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
         of = self.machine
         console.print(
             f"{of['cpu']}, {of['tile']}, {of['threads']} threads, float32; "
@@ -133,7 +131,7 @@ def _installed_torch() -> Any:
     return torch
 
 
-def compare(console: Console, quick: bool = False) -> Report:
+def compare(console: Any, quick: bool = False) -> Report:
     """Measure everything, under a progress bar.
 
     Parameters
@@ -147,6 +145,8 @@ def compare(console: Console, quick: bool = False) -> Report:
     WrongResultError
         If a contestant computes something else than the others.
     """
+    from rich.progress import track
+
     torch = _installed_torch()
     layer, image, nets = ((96, 96), 6, ((40, 32, 10),)) if quick else (LAYER, IMAGE, NETS)
     rounds, turn = (1, 0.0) if quick else (ROUNDS, TURN)
