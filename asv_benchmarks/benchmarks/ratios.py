@@ -1,4 +1,7 @@
-"""Ratios measured in one process: what is left of them when the machine slows down for both."""
+"""Ratios measured in one process: what is left of them when the machine slows down for both.
+
+All are times of ours over those of others, so that less is better, as asv takes it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def _numpy(product: str, a: Operands, w: np.ndarray) -> Callable[[], object]:
 
 
 class Product:
-    """Time of a peer over ours, for a product with half of the units kept on both sides.
+    """Our time over a peer's, for a product with half of the units kept on both sides.
 
     "dense" is our own product with all units; "extracted" is NumPy's on a contiguous submatrix that
     it gets for nothing; "np.ix_" is NumPy's with the extraction.
@@ -40,7 +43,7 @@ class Product:
     params = (tuple(PRODUCTS), SHAPES, ("dense", "extracted", "np.ix_"))
     unit = "x"
 
-    def track_ratio(self, product: str, batch_n: str, peer: str) -> float:
+    def track_over_peer(self, product: str, batch_n: str, peer: str) -> float:
         a = Operands(batch_n, 0.5)
         block = np.ix_(*(units.indices for units in a.sets))
         run = PRODUCTS[product]
@@ -64,32 +67,35 @@ class Product:
 
 
 class Roof:
-    """A product's FLOP/s on one core, as a share of what multiply-adds in registers reach."""
+    """A product's time on one core, over what multiply-adds in registers would need.
+
+    1 is the roof: 1.25 are 80 % of the core's peak.
+    """
 
     param_names = ("product", "batch_n", "keep")
     params = (tuple(PRODUCTS), SHAPES, (0.5, 1.0))
-    unit = "%"
+    unit = "x"
 
-    def track_share_of_peak(self, product: str, batch_n: str, keep: float) -> float:
+    def track_over_roof(self, product: str, batch_n: str, keep: float) -> float:
         operands = Operands(batch_n, keep)
         run = PRODUCTS[product]
         # One thread: where the system puts several after others have run would be measured too.
         kernels.set_num_threads(1)
         fma_peak(1)
         block = max(1, round(5e8 / operands.flops))
-        shares = []
+        ratios = []
         for _ in range(9):
             run(operands)
             began = time.perf_counter()
             for _ in range(block):
                 run(operands)
             rate = block * operands.flops / (time.perf_counter() - began)
-            shares.append(rate / fma_peak())
-        return 100 * float(np.median(shares))
+            ratios.append(fma_peak() / rate)
+        return float(np.median(ratios))
 
 
 class StepRatio:
-    """Time of another step over that of one with batchwise dropout, of the same net."""
+    """Time of a step with batchwise dropout over that of another, of the same net."""
 
     param_names = ("net", "peer")
     params = (tuple(training.NETS), ("independent", "none", "PyTorch dropout"))
@@ -100,7 +106,7 @@ class StepRatio:
         torch = peer == "PyTorch dropout"
         self.theirs = _torch_step(training.NETS[net]) if torch else _our_step(net, peer)
 
-    def track_ratio(self, net: str, peer: str) -> float:
+    def track_over_peer(self, net: str, peer: str) -> float:
         return ratio(self.ours, self.theirs)
 
 

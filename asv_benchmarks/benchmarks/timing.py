@@ -55,7 +55,7 @@ class Timed:
 
 
 def ratio(ours: Run, peer: Run, rest: float = 0.0, rounds: int = 7) -> float:
-    """Return the median over rounds of the peer's time divided by ours.
+    """Return the median over rounds of our time divided by the peer's: the less, the better.
 
     The two take turns, so that drift meets both. A turn is a block of calls, the first of which
     does not count.
@@ -74,7 +74,7 @@ def ratio(ours: Run, peer: Run, rest: float = 0.0, rounds: int = 7) -> float:
     for _ in range(rounds):
         theirs = _seconds(peer, block)
         time.sleep(rest)
-        found.append(theirs / _seconds(ours, block))
+        found.append(_seconds(ours, block) / theirs)
     return float(np.median(found))
 
 
