@@ -9,7 +9,7 @@ are ``pixel[o] + tap[k]``; those that leave the image are zero.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +85,7 @@ def place(gathered: bool) -> Any:
     return _gathered if gathered else _strided
 
 
-@lru_cache(maxsize=None)
+@cache
 def loader(layout: Layout, element: type, outer: int, depth: int, threads: int) -> Loader:
     """Make the loader of tiles of `outer` by `depth` elements."""
     along_depth, is_vector, _, _, framed = layout
@@ -129,8 +129,8 @@ def loader(layout: Layout, element: type, outer: int, depth: int, threads: int) 
             if framed:
                 down = np.int32(fixed[places + f] + load(operand.depth_units, count + k))
                 along = np.int32(fixed[2 * places + f] + load(operand.depth_units, 2 * count + k))
-                inside &= (0 <= down) & (down < np.int32(operand.height))
-                inside &= (0 <= along) & (along < np.int32(operand.width))
+                inside &= (down >= 0) & (down < np.int32(operand.height))
+                inside &= (along >= 0) & (along < np.int32(operand.width))
                 index = np.int32(index)
                 index = index if inside else 0
             if is_vector:

@@ -11,7 +11,7 @@ that the same device gives the same bits again.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +76,7 @@ class Target(NamedTuple):
     scale: float
 
 
-@lru_cache(maxsize=None)
+@cache
 def _finisher(ending: Ending, element: type, biases_gathered: bool) -> Any:
     """Return the device function that stores a sum."""
     row_place, col_place = place(ending.rows_gathered), place(ending.cols_gathered)
@@ -104,7 +104,7 @@ def _finisher(ending: Ending, element: type, biases_gathered: bool) -> Any:
     return finish
 
 
-@lru_cache(maxsize=None)
+@cache
 def product_kernel(
     tile: Tile, dtype: np.dtype[Any], a_layout: Layout, b_layout: Layout, ending: Ending | None
 ) -> Any:
@@ -193,7 +193,7 @@ def product_kernel(
     return product
 
 
-@lru_cache(maxsize=None)
+@cache
 def _summing_kernel(dtype: np.dtype[Any], biases_gathered: bool, ending: Ending) -> Any:
     """Return the kernel that adds partial products in order."""
     element = dtype.type
@@ -211,7 +211,7 @@ def _summing_kernel(dtype: np.dtype[Any], biases_gathered: bool, ending: Ending)
     return add_partial_products
 
 
-@lru_cache(maxsize=None)
+@cache
 def _multiprocessors() -> int:
     return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
 

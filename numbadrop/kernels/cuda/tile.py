@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ class Tile(NamedTuple):
         return self.threads_down * self.threads_along
 
 
-@lru_cache(maxsize=None)
+@cache
 def multiplier(tile: Tile, element: type) -> Any:
     """Return ``multiply(sums, left, right, a, b, a_at, b_at)``, for two tiles in shared memory.
 
