@@ -47,18 +47,20 @@ from numbadrop.kernels.windows import (
     write_spread,
 )
 
-__all__ = ["BlockUpdate", "element_rule", "update_block"]
+__all__ = ["BlockUpdate", "RegisteredRule", "element_rule", "rule_of", "update_block"]
 
 _SERIAL_BELOW = 20_000
 """Weights that one thread updates about as fast as a region of several starts."""
 
 
-class _Registered(NamedTuple):
+class RegisteredRule(NamedTuple):
+    """A function that `element_rule` has declared, and how many slots it has."""
+
     function: Callable[..., None]
     slots: int
 
 
-_rules: dict[type, _Registered] = {}
+_rules: dict[type, RegisteredRule] = {}
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -89,12 +91,26 @@ def element_rule(hyper: type, slots: int) -> Callable[[Function], Function]:
         raise ValueError(f"slots must be 0, 1 or 2, got {slots}")
 
     def register(function: Function) -> Function:
-        new = _Registered(function, slots)
+        new = RegisteredRule(function, slots)
         if _rules.setdefault(hyper, new) != new:
             raise ValueError(f"hyper {hyper.__name__} has a rule already, only one is compiled")
         return function
 
     return register
+
+
+def rule_of(hyper: type) -> RegisteredRule:
+    """Return the rule that a class of hyper-parameters selects.
+
+    Raises
+    ------
+    TypeError
+        If none is declared.
+    """
+    registered = _rules.get(hyper)
+    if registered is None:
+        raise TypeError(f"no element rule is declared for {hyper.__name__}")
+    return registered
 
 
 def _update_element(rule, w, slots, j, g):
@@ -210,9 +226,7 @@ class BlockUpdate:
     __slots__ = ("hyper", "slots", "value")
 
     def __init__(self, hyper: Any, value: Array, slots: Array) -> None:
-        registered = _rules.get(hyper)
-        if registered is None:
-            raise TypeError(f"no element rule is declared for {hyper.__name__}")
+        registered = rule_of(hyper)
         for name, array in (("value", value), ("slots", slots)):
             check_is_array(name, array)
         if value.ndim not in (1, 2):
