@@ -16,7 +16,7 @@ from numbadrop.kernels.pooling import Window
 from numbadrop.optim import rules
 
 pytest.importorskip("numba_cuda", reason='numba-cuda is missing: pip install "numbadrop[cuda]"')
-from numba import cuda  # noqa: E402
+from numba import cuda
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 if not SIMULATED and not cuda.is_available():
@@ -322,7 +322,7 @@ def test_pooling(dtype: str, window: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("rows", [1, 7, 300])
 def test_batch_norm(dtype: str, rows: int) -> None:
     rng = np.random.default_rng(0)
-    x = (rng.standard_normal((rows, 3)) + [0, 1e4, 1]).astype(dtype)
+    x = (rng.standard_normal((rows, 3)) + np.array([0, 1e4, 1])).astype(dtype)
     g, w, b = (rng.standard_normal(n).astype(dtype) for n in ((rows, 3), 3, 3))
     mean, variance = normalization.batch_moments(device(x))
     right = reference.batch_moments(x.astype(np.float64))

@@ -26,7 +26,7 @@ if not SIMULATED:
 
     # For arrays and for the CPU, rules are written with NumPy's, which numba-cuda lacks.
     @overload(np.sqrt)
-    def _(x: Any) -> Any:
+    def _(x):
         return (lambda x: math.sqrt(x)) if isinstance(x, types.Float) else None
 
 
