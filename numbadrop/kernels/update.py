@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,9 +24,11 @@ from numbadrop.kernels.arrays import (
     check_apart,
     check_dtype,
     check_is_array,
+    check_same_memory,
     resolve,
 )
 from numbadrop.kernels.denormals import flush_denormals, restore_denormals
+from numbadrop.kernels.device import cuda, is_host
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
@@ -238,7 +241,7 @@ class BlockUpdate:
         check_dtype("value", value)
         _check_like("slots", slots, value)
         for name, array in (("value", value), ("slots", slots)):
-            if not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
+            if is_host(array) and not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
                 raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
         check_apart("slots", slots, value=value)
         self.hyper, self.value, self.slots = hyper, value, slots
@@ -258,16 +261,20 @@ class BlockUpdate:
         if value.ndim == 2:
             row_set = resolve("rows", rows, value.shape[0])
             row_count = value.shape[0] if row_set is None else len(row_set)
-            row_stride = value.strides[0]
             wanted = (row_count, col_count)
         elif rows is not None:
             raise ValueError("rows must be None for a one-dimensional value")
         if grad.shape != wanted:
             raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
+        if not is_host(value):
+            if not all(isinstance(number, Real) for number in rule):
+                raise TypeError(f"rule must hold real numbers, got {rule}")
+            cuda().update_block(rule, value, slots, grad, row_set, col_set)
+            return
         if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
             grad = grad.copy()
         if value.ndim == 2:
-            grad_stride = grad.strides[0]
+            row_stride, grad_stride = value.strides[0], grad.strides[0]
 
         try:
             # The rule's numbers enter in the dtype of the weights: in float64 they would double the
@@ -287,6 +294,7 @@ class BlockUpdate:
 
 
 def _check_like(name: str, array: Array, value: Array) -> None:
+    check_same_memory(name, array, "value", value)
     if array.dtype != value.dtype:
         raise TypeError(f"{name} must, as value, be {value.dtype}, got {array.dtype}")
 

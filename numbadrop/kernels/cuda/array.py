@@ -132,6 +132,11 @@ class DeviceArray(NDArrayOperatorsMixin):
         """Where the first element lies in the memory of the GPU."""
         return int(self.__cuda_array_interface__["data"][0])
 
+    def shares_memory(self, other: DeviceArray) -> bool:
+        """Whether an element of one is in the memory of the other."""
+        first, second = self.address, other.address
+        return first < second + other.nbytes and second < first + self.nbytes
+
     def to_host(self) -> Array:
         """Return a copy in the memory of the host, once all kernels before have run."""
         host: Array = self.native.copy_to_host()
