@@ -34,6 +34,7 @@ from numbadrop.kernels.cuda import (  # noqa: E402
 )
 from numbadrop.kernels.cuda.array import DeviceArray  # noqa: E402
 from numbadrop.kernels.cuda.gather import Layout, loader  # noqa: E402
+from numbadrop.kernels.cuda.pool import Pool, rounded  # noqa: E402
 from numbadrop.kernels.cuda.tile import Tile  # noqa: E402
 
 DTYPES = ("float32", "float64")
@@ -379,3 +380,44 @@ def test_update_of_a_vector() -> None:
     slots = device(np.empty((0, 5)))
     update.update_block(rules.SGDRule(1.0, 0.0), ours, slots, device(np.ones(2)), None, cols)
     np.testing.assert_array_equal(ours.to_host(), [0, 0, 2, 3, 3])
+
+
+def test_a_pool_gives_what_was_given_back() -> None:
+    new = iter("abc")
+    pool = Pool(lambda size: next(new))
+    assert pool.take(512) == "a"
+    pool.give_back(512, "a")
+    assert pool.take(1024) == "b"
+    assert pool.take(512) == "a"
+    assert pool.take(512) == "c"
+
+
+def test_a_pool_without_memory_lets_go_of_what_is_free() -> None:
+    memory = [3 * 512]
+
+    class Block:
+        def __init__(self, size: int) -> None:
+            if size > memory[0]:
+                raise MemoryError
+            memory[0] -= size
+            self.size = size
+
+        def __del__(self) -> None:
+            if hasattr(self, "size"):
+                memory[0] += self.size
+
+    pool = Pool(Block)
+    held = pool.take(512)
+    pool.give_back(1024, pool.take(1024))
+    assert pool.take(512).size == 512  # the block of 1024 is gone
+    pool.give_back(512, held)
+    with pytest.raises(MemoryError):
+        pool.take(2048)
+
+
+def test_sizes_of_blocks() -> None:
+    for nbytes in (1, 511, 512, 513, 5000, 123_457, 1 << 20, (1 << 20) + 1):
+        size = rounded(nbytes)
+        assert size % 512 == 0
+        assert nbytes <= size <= max(nbytes * 9 // 8 + 1, nbytes + 511)
+        assert rounded(size) == size

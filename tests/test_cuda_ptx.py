@@ -99,7 +99,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
     monkeypatch.setattr(
         dispatcher.CUDADispatcher, "__getitem__", lambda kernel, grid: found.start(kernel, grid)
     )
-    monkeypatch.setattr(driver.cuda, "device_array", Nowhere)
+    monkeypatch.setattr(driver, "device_array", Nowhere)
     monkeypatch.setattr(array, "send", lambda host, native: None)
     monkeypatch.setattr(product, "_multiprocessors", lambda: 132)
     yield found

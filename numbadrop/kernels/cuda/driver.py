@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from numbadrop.errors import DeviceError, DeviceMemoryError, needs_extra
+from numbadrop.kernels.cuda.pool import Pool, rounded
 
 with needs_extra("cuda", "a GPU"):
     # Some releases of Numba have a `numba.cuda` of their own, which is no longer maintained.
     import numba_cuda  # noqa: F401
     from numba import config, cuda
     from numba.cuda.cudadrv.error import CudaSupportError
+
+    if not config.ENABLE_CUDASIM:
+        from numba.cuda.cudadrv.devicearray import DeviceNDArray
 
 __all__ = ["SIMULATED", "allocate", "cuda", "launch"]
 
@@ -27,6 +33,22 @@ config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 """A net is allowed to be small."""
 
 
+_pool: Pool[Any] = Pool(lambda size: cuda.current_context().memalloc(size))
+
+
+def device_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """Return a device array of Numba, in memory that may have been used before."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if SIMULATED or nbytes == 0:
+        return cuda.device_array(shape, dtype)
+    size = rounded(nbytes)
+    block = _pool.take(size)
+    give_back = partial(_pool.give_back, size, block)
+    memory = cuda.MemoryPointer(block.context, block.device_pointer, size, finalizer=give_back)
+    strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return DeviceNDArray(shape, strides, dtype, gpu_data=memory)
+
+
 def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     """Return a new device array of Numba.
 
@@ -38,7 +60,7 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
         If there is not enough memory. Nothing else is lost: arrays stay as they are.
     """
     try:
-        return cuda.device_array(shape, dtype)
+        return device_array(shape, np.dtype(dtype))
     except CudaSupportError as error:
         reason = " ".join(str(error).split())
         raise DeviceError(
