@@ -201,7 +201,7 @@ def test_the_tile_of_a_real_device(dtype: str, tile: Tile, monkeypatch: pytest.M
 
 def test_threads_that_cannot_share_a_tile_are_refused() -> None:
     with pytest.raises(ValueError, match="48 threads cannot share a tile of 16 x 4 evenly"):
-        loader(Layout(True), np.float32, 16, 4, 48)
+        loader(Layout(True), np.dtype("float32"), 16, 4, 48)
 
 
 CONVOLUTIONS = [

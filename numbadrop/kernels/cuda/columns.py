@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
@@ -57,7 +56,8 @@ def for_each(body: Any, rows: int, cols: int, *operands: Any) -> None:
 
 
 @cache
-def _sums_kernel(terms: Any, count: int, sum_type: type) -> Any:
+def _sums_kernel(terms: Any, count: int, dtype: np.dtype[Any]) -> Any:
+    sum_type = dtype.type
     along, down = _ALONG, _DOWN
     size = count * along * down
 
@@ -94,17 +94,16 @@ def _itself(operands, at, row, col):
 
 
 def sum_columns(
-    terms: Any, count: int, dtype: DTypeLike, rows: int, cols: int, *operands: Any
+    terms: Any, count: int, dtype: np.dtype[Any], rows: int, cols: int, *operands: Any
 ) -> DeviceArray:
     """Return sums over the rows, shape (count, cols), of a tuple of terms for each element.
 
     The device function ``terms(operands, at, row, col)`` returns it.
     """
-    dtype = np.dtype(dtype)
     chunk, grid = _grid(rows, cols)
     out = DeviceArray.empty((grid[1], count * cols), dtype)
     if cols:
-        run = _sums_kernel(terms, count, dtype.type)
+        run = _sums_kernel(terms, count, dtype)
         run[grid, (_ALONG, _DOWN)](rows, cols, chunk, operands, out.native)
         if grid[1] > 1:
             return sum_columns(_itself, 1, dtype, *out.shape, out.native).reshape(count, cols)

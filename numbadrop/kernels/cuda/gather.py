@@ -86,10 +86,11 @@ def place(gathered: bool) -> Any:
 
 
 @cache
-def loader(layout: Layout, element: type, outer: int, depth: int, threads: int) -> Loader:
+def loader(layout: Layout, dtype: np.dtype[Any], outer: int, depth: int, threads: int) -> Loader:
     """Make the loader of tiles of `outer` by `depth` elements."""
     along_depth, is_vector, _, _, framed = layout
-    width = VECTOR_BYTES // np.dtype(element).itemsize if is_vector else 1
+    element = dtype.type
+    width = VECTOR_BYTES // dtype.itemsize if is_vector else 1
     lanes, others = (depth, outer) if along_depth else (outer, depth)
     lanes //= width
     step = threads // lanes
@@ -97,7 +98,7 @@ def loader(layout: Layout, element: type, outer: int, depth: int, threads: int) 
     if passes * step * lanes * width != outer * depth:
         raise ValueError(f"{threads} threads cannot share a tile of {outer} x {depth} evenly")
     places, outer_run, depth_run = (passes, 1, width) if along_depth else (1, width, 1)
-    pitch = outer + PADDING // np.dtype(element).itemsize
+    pitch = outer + PADDING // dtype.itemsize
     outer_place, depth_place = place(layout.outer_gathered), place(layout.depth_gathered)
 
     @device_function

@@ -49,7 +49,7 @@ _STEPS_A_CYCLE = 80
 """Multiply-adds of a multiprocessor that is busy: it could do 128, of float32."""
 _BYTES_A_CYCLE = 15
 """That a multiprocessor gets from memory when all want some."""
-_LAUNCH_CYCLES = 10_000
+_LAUNCH_CYCLES = 20_000
 """What another kernel costs. These figures choose a plan; none of them has been measured."""
 
 
@@ -77,9 +77,10 @@ class Target(NamedTuple):
 
 
 @cache
-def _finisher(ending: Ending, element: type, biases_gathered: bool) -> Any:
+def _finisher(ending: Ending, dtype: np.dtype[Any], biases_gathered: bool) -> Any:
     """Return the device function that stores a sum."""
     row_place, col_place = place(ending.rows_gathered), place(ending.cols_gathered)
+    element = dtype.type
     unit, biased, added = place(biases_gathered), ending.biased, ending.added
 
     @device_function
@@ -116,13 +117,13 @@ def product_kernel(
     element = dtype.type
     run = VECTOR_BYTES // dtype.itemsize
     threads = tile.threads
-    a_load = loader(a_layout, element, tile.rows, tile.depth, threads)
-    b_load = loader(b_layout, element, tile.cols, tile.depth, threads)
+    a_load = loader(a_layout, dtype, tile.rows, tile.depth, threads)
+    b_load = loader(b_layout, dtype, tile.cols, tile.depth, threads)
     a_begin, a_fetch, a_put, a_held, a_fixed = a_load
     b_begin, b_fetch, b_put, b_held, b_fixed = b_load
     # The places of patches are int32, and three times as many.
     a_index, b_index = (np.int32 if layout.framed else np.int64 for layout in (a_layout, b_layout))
-    add_product = multiplier(tile, element)
+    add_product = multiplier(tile, dtype)
     padding = PADDING // dtype.itemsize
     slice_depth = tile.depth
     a_slice, b_slice = slice_depth * (tile.rows + padding), slice_depth * (tile.cols + padding)
@@ -134,7 +135,7 @@ def product_kernel(
     warp_rows, warp_cols = tile.warp_rows, tile.warp_cols
     warp, warps_along = warp_rows * warp_cols, tile.threads_along // warp_cols
     partial = ending is None
-    finish = _finisher(ending or Ending(), element, b_layout.outer_gathered)
+    finish = _finisher(ending or Ending(), dtype, b_layout.outer_gathered)
 
     # Numba adds two int32 to an int64. Where the sum is kept, a cast saves a register.
     @kernel(threads, max(_THREADS // threads, 1))
@@ -197,7 +198,7 @@ def product_kernel(
 def _summing_kernel(dtype: np.dtype[Any], biases_gathered: bool, ending: Ending) -> Any:
     """Return the kernel that adds partial products in order."""
     element = dtype.type
-    finish = _finisher(ending, element, biases_gathered)
+    finish = _finisher(ending, dtype, biases_gathered)
 
     @cuda.jit
     def add_partial_products(partial, shares, a, b, target):
@@ -237,7 +238,9 @@ def _plan(dtype: np.dtype[Any], rows: int, cols: int, depth: int) -> tuple[Tile,
         for shares in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
         if shares == 1 or shares * _LEAST_SHARE <= depth
     ]
-    tile, shares = min(plans, key=lambda plan: _cycles(*plan, rows, cols, depth, dtype.itemsize))
+    tile, shares = min(
+        plans, key=lambda plan: _cycles(plan[0], plan[1], rows, cols, depth, dtype.itemsize)
+    )
     return tile, -(-depth // (shares * tile.depth)) * tile.depth
 
 

@@ -19,8 +19,8 @@ _THREADS = 2 if SIMULATED else 32
 
 
 @cache
-def _softmax_kernel(element: type, gradient: bool) -> Any:
-    threads = _THREADS
+def _softmax_kernel(dtype: np.dtype[Any], gradient: bool) -> Any:
+    threads, element = _THREADS, dtype.type
 
     @kernel(threads)
     def softmax(logits, labels, classes, factor, out):
@@ -63,7 +63,7 @@ def _softmax_kernel(element: type, gradient: bool) -> Any:
 def _run(logits: DeviceArray, labels: DeviceArray, factor: float, out: DeviceArray) -> DeviceArray:
     batch, classes = logits.shape
     if batch and classes:
-        run = _softmax_kernel(logits.dtype.type, out.shape == logits.shape)
+        run = _softmax_kernel(logits.dtype, out.shape == logits.shape)
         run[batch, _THREADS](logits.native, labels.native, classes, factor, out.native)
     return out
 

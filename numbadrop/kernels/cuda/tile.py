@@ -46,16 +46,16 @@ class Tile(NamedTuple):
 
 
 @cache
-def multiplier(tile: Tile, element: type) -> Any:
+def multiplier(tile: Tile, dtype: np.dtype[Any]) -> Any:
     """Return ``multiply(sums, left, right, a, b, a_at, b_at)``, for two tiles in shared memory.
 
     It adds the thread's share of their product to its sums. `a_at` and `b_at` are flat indices of
     the first elements of the share; `left` and `right` are registers for a row of either.
     """
-    run = VECTOR_BYTES // np.dtype(element).itemsize
+    run = VECTOR_BYTES // dtype.itemsize
     rows, cols = tile.thread_rows, tile.thread_cols
     row_step, col_step = tile.threads_down * run, tile.threads_along * run
-    padding = PADDING // np.dtype(element).itemsize
+    padding = PADDING // dtype.itemsize
     a_pitch, b_pitch = tile.rows + padding, tile.cols + padding
 
     @device_function

@@ -50,11 +50,12 @@ def update_block(
 ) -> None:  # fmt: skip
     """See `numbadrop.kernels.update_block`."""
     # In float64 the rule's numbers would double the width of all sums.
-    rule = type(rule)(*map(value.dtype.type, rule))
+    hyper: Any = type(rule)
+    rule = hyper(*map(value.dtype.type, rule))
     size, width = value.size, value.shape[-1]
     block = (1, *grad.shape)[-2:]
     for_each(
-        _body(type(rule), rows is not None, cols is not None), *block,
+        _body(hyper, rows is not None, cols is not None), *block,
         rule, value.native.reshape(size), slots.native.reshape(len(slots), size), grad.native,
         indices(rows), width, indices(cols),
     )  # fmt: skip
