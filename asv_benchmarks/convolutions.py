@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from interleaved import Run, quartiles
-from products import peak
 
 from numbadrop import kernels
+from numbadrop.bench import Run, peak, quartiles
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import reference
 from numbadrop.nn import Module, cross_entropy
@@ -41,6 +40,8 @@ CELLS = (
 )
 KEEP = (0.5, 0.8, 1.0)
 BATCH = 64
+TURN = 0.05
+"""Seconds that are counted at a time."""
 TARGETS = {"forward": 0.95, "input gradient": 0.9, "weight gradient": 0.9}
 IMAGE, CLASSES, STEP_BATCH, DROPOUT = (32, 32, 3), 10, 128, 0.5
 
@@ -125,8 +126,7 @@ def compare_products(rounds: int) -> None:
         for shape in CELLS:
             for keep in KEEP:
                 for name, flops, runs in cell(*shape, keep):
-                    block = int(np.clip(1e10 / flops, 3, 50))
-                    times = {run: t[1] for run, t in quartiles(runs, rounds, block).items()}
+                    times = {run: t[1] for run, t in quartiles(runs, rounds, TURN).items()}
                     ours = times.pop("ours")
                     results[name][shape, keep] = flops / ours, min(times.values()) / ours
     top = max(top, peak("float32", threads))
@@ -219,7 +219,7 @@ def compare_steps(rounds: int, compiled: bool) -> None:
                 runs[f"{name}, compiled"] = torch_step(dropout, layout, True, x, labels)
     for run in runs.values():
         run()
-    times = quartiles(runs, rounds, 1)
+    times = quartiles(runs, rounds, 0)
     base = times["numbadrop batchwise"][1]
     print(f"deepcnet, batch {STEP_BATCH}, {kernels.get_num_threads()} threads, {rounds} steps\n")
     print("| step | ms | quartiles | / batchwise |\n| --- | ---: | ---: | ---: |")

@@ -16,22 +16,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # before NumPy loads it
 
-import numba
 import numpy as np
-from interleaved import Run, quartiles
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from numbadrop import kernels
+from numbadrop.bench import Run, peak, quartiles
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.elements import MACHINE
-from numbadrop.kernels.tile import register_tile
 
 THIN = {
     "batch": (32, 128, 1024),
@@ -46,6 +42,8 @@ FULL = {
     ),
     "keep": ((0.2, 0.2), (0.5, 0.5), (0.8, 0.5), (0.8, 0.8), (1.0, 1.0)),
 }  # fmt: skip
+TURN = 0.02
+"""Seconds that are counted at a time."""
 TARGETS = {"forward": 1.0, "input gradient": 1.0, "weight gradient": 0.95}
 
 
@@ -95,46 +93,6 @@ def cell(
         yield name, flops, {"ours": ours, "peer": peer}
 
 
-@numba.njit(nogil=True)
-def _tiles(alpha, panel, a, c, depth, repeats):
-    places = np.zeros(2 * MACHINE.tile_rows + 1, np.int64)
-    for row in range(MACHINE.tile_rows):
-        places[row] = a + row * depth * 8
-        places[MACHINE.tile_rows + row] = c + row * MACHINE.tile_vectors * MACHINE.vector_bytes
-    at = places.ctypes.data
-    behind = at + 16 * MACHINE.tile_rows
-    for _ in range(repeats):
-        register_tile(
-            alpha, MACHINE.tile_rows, MACHINE.tile_vectors, 1, behind, depth,
-            at, 8, panel, at + 8 * MACHINE.tile_rows, places[-1] != 0,
-        )  # fmt: skip
-
-
-def peak(dtype: str, threads: int, depth: int = 128) -> float:
-    """Return the FLOP/s of the register tile alone, on operands in the nearest cache."""
-    lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
-    flops = 2.0 * MACHINE.tile_rows * MACHINE.tile_vectors * lanes * depth
-    repeats = int(2e9 // flops)
-    alpha = np.dtype(dtype).type(1)
-
-    def work() -> None:
-        memory = np.zeros((3, depth * MACHINE.tile_rows * MACHINE.tile_vectors * 64), np.uint8)
-        panel, a, c = ((row.ctypes.data + 63) // 64 * 64 for row in memory[:, :-64])
-        _tiles(alpha, panel, a, c, depth, repeats)
-
-    work()
-    best = np.inf
-    for _ in range(5):
-        crew = [threading.Thread(target=work) for _ in range(threads)]
-        start = time.perf_counter()
-        for thread in crew:
-            thread.start()
-        for thread in crew:
-            thread.join()
-        best = min(best, time.perf_counter() - start)
-    return threads * repeats * flops / best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="every size")
@@ -155,8 +113,7 @@ def main() -> None:
     rates: dict[str, float] = dict.fromkeys(TARGETS, 0.0)
     for sizes, keep, batch in itertools.product(grid["sizes"], grid["keep"], grid["batch"]):
         for name, flops, runs in cell(batch, sizes, keep, options.dtype):
-            block = int(np.clip(3e9 / flops, 5, 100))
-            times = quartiles(runs, options.rounds, block)
+            times = quartiles(runs, options.rounds, TURN)
             ours, peer = times["ours"][1], times["peer"][1]
             ratios[name][sizes, keep, batch] = peer / ours
             rates[name] = max(rates[name], flops / ours)

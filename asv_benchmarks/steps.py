@@ -23,18 +23,20 @@ from typing import Any
 
 import numpy as np
 from benchmarks.training import BATCH, NETS, P_HIDDEN, P_INPUT, PATTERNS, Step, minibatch
-from interleaved import Run, quartiles
-from products import peak
 
 from numbadrop import kernels
+from numbadrop.bench import Run, peak, quartiles
 from numbadrop.kernels import threads
+
+TURN = 0.1
+"""Seconds that are counted at a time."""
 
 
 def numbadrop_step(net: str, pattern: str) -> Run:
     """Return the step that asv times, too."""
     step = Step()
     step.setup(net, pattern)
-    return step.time_step
+    return step.run
 
 
 def torch_step(widths: tuple[int, ...], dropout: bool, compiled: bool) -> Run:
@@ -227,10 +229,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    print(f"batch {BATCH}, {kernels.get_num_threads()} threads, {options.rounds * 20} steps each\n")
+    print(
+        f"batch {BATCH}, {kernels.get_num_threads()} threads, "
+        f"{options.rounds} turns of {TURN} s each\n"
+    )
     for name in options.nets:
         print(f"### {name}\n")
-        result = quartiles(contestants(name), options.rounds, 20)
+        result = quartiles(contestants(name), options.rounds, TURN)
         base = result["numbadrop batchwise"][1]
         print("| step | ms | quartiles | / batchwise |\n| --- | ---: | ---: | ---: |")
         for row, (low, middle, high) in result.items():

@@ -1,4 +1,4 @@
-"""The command line: ``numbadrop train | predict | info | warmup``.
+"""The command line: ``numbadrop train | predict | bench | info | warmup``.
 
 What a command needs is imported by that command, so that help and a mistyped option are quick.
 """
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from numbadrop.errors import MissingExtraError, UserError
+from numbadrop.errors import MissingExtraError, UserError, needs_extra
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -157,6 +157,21 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("file", type=Path, metavar="FILE", help="samples: .npy, .npz or IDX; "
                          "whole numbers are scaled as those of the training data")  # fmt: skip
     predict.add_argument("--threads", type=_count, metavar="N", help="default: all")
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure what dropping units saves on this machine",
+        description="Time products and training steps on half of the units and on others, beside "
+        "NumPy and, where it is installed, PyTorch. Takes two minutes; leave the machine idle.",
+    )
+    bench.set_defaults(command=_bench)
+    bench.add_argument("--threads", type=_count, metavar="N", help="of all contestants (default: "
+                       "all)")  # fmt: skip
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the speed-up over the "
+                       "fraction kept, and the roofline: .png, .svg or .pdf")  # fmt: skip
+    bench.add_argument("--quick", action="store_true", help="everything once, on small operands: "
+                       "whether it works, not how fast it is")  # fmt: skip
 
     info = commands.add_parser("info", help="show what this machine and installation offer")
     info.set_defaults(command=_info)
@@ -456,6 +471,42 @@ def _read_samples(file: Path, features: int, divisor: float) -> NDArray[Any]:
     rows = samples.reshape(len(samples), features)
     check_inputs(str(file), rows)
     return as_floats(rows, divisor).astype(np.float32, copy=False)
+
+
+def _bench(
+    threads: int | None = None,
+    json: Path | None = None,
+    plot: Path | None = None,
+    quick: bool = False,
+) -> None:
+    # Before NumPy is loaded. Threads of OpenBLAS would look for work for 2^28 cycles, on cores that
+    # whoever is timed next needs.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+    if threads is not None:
+        for name in ("OPENBLAS_NUM", "MKL_NUM", "OMP_NUM", "VECLIB_MAXIMUM"):
+            os.environ[f"{name}_THREADS"] = str(threads)
+    with needs_extra("train", "numbadrop bench"):
+        import rich.console
+
+        if plot is not None:
+            import matplotlib  # noqa: F401
+    for file in (json, plot):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UserError(f"{file}: there is no folder {file.parent}")
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot must end in .png, .svg or .pdf, got {plot}")
+    _set_threads(threads)
+    from numbadrop.bench.report import compare
+
+    console = rich.console.Console()
+    report = compare(console, quick)
+    report.print_tables(console)
+    if json is not None:
+        report.write_json(json)
+    if plot is not None:
+        from numbadrop.bench.plot import plot as draw
+
+        draw(report, plot)
 
 
 def _info() -> None:

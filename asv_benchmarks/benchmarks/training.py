@@ -1,4 +1,4 @@
-"""Whole training steps."""
+"""Whole training steps, the optimizers alone, and what a step needs of memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ from itertools import pairwise
 
 import numpy as np
 
-from numbadrop.nn import BatchwiseDropout, Dropout, Linear, Module, ReLU, Sequential, cross_entropy
-from numbadrop.optim import NAG
-from numbadrop.train.models import CONVOLUTIONAL
+from numbadrop import optim
+from numbadrop.autograd import Block
+from numbadrop.index_set import IndexSet
+from numbadrop.nn import (
+    BatchwiseDropout,
+    Dropout,
+    Linear,
+    Module,
+    Parameter,
+    ReLU,
+    Sequential,
+    cross_entropy,
+)
+
+from .timing import Timed
 
 NETS = {
     "784-800-800-10": (784, 800, 800, 10),
@@ -37,41 +49,75 @@ def minibatch(widths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return rng.random((BATCH, widths[0]), np.float32), rng.integers(widths[-1], size=BATCH)
 
 
-class Step:
+class Step(Timed):
     """Forward, backward and update on a batch of 100."""
 
     param_names = ("net", "pattern")
     params = (tuple(NETS), tuple(PATTERNS))
 
-    def setup(self, net: str, pattern: str) -> None:
+    def prepare(self, net: str, pattern: str) -> None:
         self.x, self.labels = minibatch(NETS[net])
         self.net = dropout_net(NETS[net], pattern)
-        self.optimizer = NAG(self.net.parameters(), lr=1e-5, momentum=0.9)
-        self.time_step()  # compiles
+        self.optimizer = optim.NAG(self.net.parameters(), lr=1e-5, momentum=0.9)
 
-    def time_step(self, *_: object) -> None:
+    def run(self) -> None:
         self.optimizer.zero_grad()
         cross_entropy(self.net(self.x), self.labels, reduction="sum").backward()
         self.optimizer.step()
 
+    def time_step(self, *_: object) -> None:
+        self.run()
 
-class ConvolutionalStep:
+    def peakmem_step(self, *_: object) -> None:
+        self.run()
+
+
+class ConvolutionalStep(Timed):
     """Forward, backward and update of the net for CIFAR-10 on a batch of 32."""
 
     param_names = ("pattern",)
     params = (tuple(PATTERNS),)
 
-    def setup(self, pattern: str) -> None:
+    def prepare(self, pattern: str) -> None:
+        try:
+            from numbadrop.train.models import CONVOLUTIONAL
+        except ImportError:
+            raise NotImplementedError("a commit without convolutional nets") from None
         rng = np.random.default_rng(0)
         self.x = rng.random((32, 32 * 32 * 3), np.float32)
         self.labels = rng.integers(10, size=32)
         self.net = CONVOLUTIONAL["deepcnet"].build((32, 32, 3), 10, pattern, P_HIDDEN).seed(0)
-        self.optimizer = NAG(self.net.parameters(), lr=1e-5, momentum=0.9)
-        self.time_step()  # compiles
+        self.optimizer = optim.NAG(self.net.parameters(), lr=1e-5, momentum=0.9)
 
-    def time_step(self, *_: object) -> None:
+    def run(self) -> None:
         self.optimizer.zero_grad()
         cross_entropy(self.net(self.x), self.labels).backward()
         self.optimizer.step()
 
-    peakmem_step = time_step
+    def time_step(self, *_: object) -> None:
+        self.run()
+
+    def peakmem_step(self, *_: object) -> None:
+        self.run()
+
+
+class Update(Timed):
+    """The update of 1000 x 1000 weights, of which `keep` along both axes has a gradient."""
+
+    param_names = ("optimizer", "keep")
+    params = (("SGD", "NAG", "Adam"), (0.5, 1.0))
+
+    def prepare(self, optimizer: str, keep: float) -> None:
+        rng = np.random.default_rng(0)
+        weights = Parameter(rng.standard_normal((1000, 1000), np.float32))
+        kept = round(1000 * keep)
+        sets = tuple(IndexSet(np.sort(rng.permutation(1000)[:kept]), 1000) for _ in range(2))
+        values = rng.standard_normal((kept, kept), np.float32)
+        weights.grad = Block(values, sets) if keep < 1 else values
+        self.optimizer = getattr(optim, optimizer)([weights], lr=1e-6)
+
+    def run(self) -> None:
+        self.optimizer.step()
+
+    def time_update(self, *_: object) -> None:
+        self.optimizer.step()

@@ -141,6 +141,7 @@ def layers() -> None:
     """Show the layers of the package: each may import what stands below it."""
     house = [
         [("cli", "the command numbadrop", MUTED)],
+        [("bench", "what dropping units saves on this machine", OUTPUT)],
         [("train", "fit, evaluate, checkpoints, metrics", OUTPUT)],
         [
             ("optim", "update rules on the active block", OUTPUT),

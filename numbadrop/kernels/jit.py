@@ -48,7 +48,7 @@ inlined = numba.njit(inline="always", **_CALLEE)
 def _sources_stamp() -> str:
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for folder in ("kernels", "optim"):
+    for folder in ("bench", "kernels", "optim"):
         for source in sorted((package / folder).rglob("*.py")):
             digest.update(source.read_bytes())
     return digest.hexdigest()
