@@ -163,7 +163,9 @@ def check_units(
 def check_is_array(name: str, array: Any) -> None:
     """Refuse what cannot be changed in place, or would have to be copied to be read."""
     if not is_array(array):
-        raise TypeError(f"{name} must be a NumPy array or a DeviceArray, got {type(array).__name__}")
+        raise TypeError(
+            f"{name} must be a NumPy array or a DeviceArray, got {type(array).__name__}"
+        )
 
 
 def check_apart(name: str, array: Array, **others: Array) -> None:

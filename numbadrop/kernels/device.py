@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["as_array", "cuda", "empty", "is_array", "is_host", "to_device"]
+__all__ = ["as_array", "cuda", "empty", "is_array", "is_host", "to_device", "to_host"]
 
 Array = NDArray[Any]
 _CUDA = "numbadrop.kernels.cuda"
@@ -80,3 +80,9 @@ def to_device(array: ArrayLike) -> Any:
     """
     array = as_array(array)
     return cuda().DeviceArray.from_host(array) if is_host(array) else array
+
+
+def to_host(array: Any) -> Array:
+    """Return a copy of an array of NumPy or on the GPU, in the memory of the host."""
+    copy: Array = array.copy() if is_host(array) else array.to_host()
+    return copy
