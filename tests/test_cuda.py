@@ -40,7 +40,7 @@ from numba import cuda
 if os.environ.get("NUMBA_ENABLE_CUDASIM") != "1" and not cuda.is_available():
     pytest.skip("no GPU, and NUMBA_ENABLE_CUDASIM is not 1", allow_module_level=True)
 
-from numbadrop.kernels.cuda import driver  # noqa: E402
+from numbadrop.kernels.cuda import driver
 
 OPTIMIZERS = [
     (SGD, {"lr": 0.1}),
@@ -161,7 +161,7 @@ def test_host_and_gpu_are_not_mixed():
     net = Sequential(Linear(3, 2)).seed(0)
     optimizer = NAG(net.parameters(), lr=0.1, momentum=0.9)
     net.to("cuda")
-    with pytest.raises(TypeError, match="x on the host and w on the GPU.*to_device"):
+    with pytest.raises(TypeError, match=r"x on the host and w on the GPU.*to_device"):
         net(x)
     cross_entropy(net(to_device(x)), [0, 1]).backward()
     with pytest.raises(TypeError, match="slots on the host and value on the GPU"):

@@ -151,7 +151,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     return _run(logits, labels, 1.0, gradient=False)
 
 
-def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: float = 1.0) -> Array:
+def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: Any = 1.0) -> Array:
     """Return the gradient of the sum of `cross_entropy`, times a factor.
 
     ``factor (softmax(logits)[b, j] - (1 if j == labels[b] else 0))``.

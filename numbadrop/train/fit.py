@@ -291,7 +291,7 @@ def train_step(
     optimizer.step()
     value = float(loss)
     _check_loss(value)
-    return value, scores.value if on_host else scores.value.to_host()
+    return value, scores.value if on_host else to_host(scores.value)
 
 
 def _check_loss(loss: float) -> None:

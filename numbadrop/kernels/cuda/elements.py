@@ -26,7 +26,7 @@ the shape alone, and the error grows with the logarithm of the number of element
 Function = Callable[[Any, Any, Any], Any]
 
 
-def IDENTITY(a, b, c):  # noqa: N802 - a constant, as the functions below
+def IDENTITY(a, b, c):
     """Return the first argument: a fill, a cast, or a copy in another order."""
     return a
 
