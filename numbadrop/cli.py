@@ -141,10 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     option("--seed", type=_seed, metavar="N", help="of weights, dropout and the order of the "
            "samples (default 0)")  # fmt: skip
     option("--threads", type=_count, metavar="N", help="default: all")
+    option("--device", choices=("cpu", "cuda"), help="where to train: on the CPU (default), or on "
+           "an NVIDIA GPU; a run may be resumed on either")  # fmt: skip
     option("--output", type=Path, metavar="DIR", help="folder for metrics.jsonl, "
            "checkpoint.safetensors and curve.png")  # fmt: skip
     option("--resume", action="store_true", help="go on with the run in --output, with its "
-           "options; --epochs, --patience, --data-dir and --threads may be given anew")  # fmt: skip
+           "options; --epochs, --patience, --data-dir, --threads and --device may be given "
+           "anew")  # fmt: skip
 
     predict = commands.add_parser(
         "predict",
@@ -226,6 +229,7 @@ def _train(
     resume: bool = False,
     threads: int | None = None,
     patience: int | None = None,
+    device: str = "cpu",
     **options: Any,
 ) -> None:
     from numbadrop.train import evaluate, fit
@@ -248,16 +252,18 @@ def _train(
     except ValueError as error:
         raise UserError(f"--augment: {error}") from error
     try:
-        model, optimizer = recipe.build(data.features, data.classes, data.image_shape)
+        model, optimizer = recipe.build(data.features, data.classes, data.image_shape, device)
     except ValueError as error:
         raise UserError(f"{data.name}: {error}") from error
     print(
         f"{data.name}: {len(data.train_inputs)} training and {len(data.test_inputs)} test samples, "
         f"{data.features} features, {data.classes} classes\n"
-        f"{_described(recipe, data)}, {threads} threads",
+        f"{_described(recipe, data)}, "
+        f"{f'{threads} threads' if device == 'cpu' else 'on the GPU'}",
         flush=True,
     )
-    warm_up([recipe.optimizer], images=recipe.model != "mlp")
+    if device == "cpu":
+        warm_up([recipe.optimizer], images=recipe.model != "mlp")
     history = fit(
         model,
         optimizer,
@@ -295,7 +301,8 @@ def _train(
             data.name,
         )
     if recipe.pattern != "none":
-        times = step_times({"with": recipe, "without": replace(recipe, pattern="none")}, data)
+        dense = replace(recipe, pattern="none")
+        times = step_times({"with": recipe, "without": dense}, data, device=device)
         print(
             f"time of a step: {times['with']:.2f} ms with {recipe.pattern} dropout, "
             f"{times['without']:.2f} ms for the same net dense: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["MissingExtraError", "UserError", "needs_extra"]
+__all__ = ["DeviceError", "DeviceMemoryError", "MissingExtraError", "UserError", "needs_extra"]
 
 
 class UserError(Exception):
@@ -22,6 +22,14 @@ class UserError(Exception):
 
 class MissingExtraError(UserError, ImportError):
     """A feature was asked for whose optional dependency is not installed."""
+
+
+class DeviceError(UserError, RuntimeError):
+    """A GPU was asked for, and there is none that can be used."""
+
+
+class DeviceMemoryError(UserError, MemoryError):
+    """The memory of the GPU is full."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from numbadrop.address import address_of
 
@@ -113,6 +113,8 @@ class IndexSet:
         Whether every unit is in the set.
     address : int
         What kernels read the set by: the address of `indices`, or 0 where `is_all`.
+    resident : object or None
+        What the kernels of a GPU read the set by, once it has been sent there.
 
     Raises
     ------
@@ -130,12 +132,13 @@ class IndexSet:
     IndexSet.all(3)
     """
 
-    __slots__ = ("_hash", "address", "indices", "is_all", "size")
+    __slots__ = ("_hash", "address", "indices", "is_all", "resident", "size")
 
     indices: Indices
     size: int
     is_all: bool
     address: int
+    resident: Any
     _hash: int | None
 
     def __init__(self, indices: ArrayLike, size: int) -> None:
@@ -149,7 +152,12 @@ class IndexSet:
         object.__setattr__(self, "is_all", len(indices) == size)
         address = 0 if self.is_all else address_of(indices)
         object.__setattr__(self, "address", address)
+        object.__setattr__(self, "resident", None)
         object.__setattr__(self, "_hash", None)
+
+    def keep_resident(self, resident: Any) -> None:
+        """Keep what was sent to a GPU, for as long as the set lives."""
+        object.__setattr__(self, "resident", resident)
 
     @classmethod
     def _trusted(cls, indices: Indices, size: int) -> IndexSet:
@@ -177,6 +185,10 @@ class IndexSet:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the indices, so that a set can stand in an index: ``array[..., units]``."""
+        return np.array(self.indices, dtype, copy=copy)
 
     def __eq__(self, other: object) -> bool:
         if self is other:

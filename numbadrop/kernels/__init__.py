@@ -11,6 +11,7 @@ from numbadrop.kernels.convolution import (
     gathered_conv2d_t,
     scatter_conv2d,
 )
+from numbadrop.kernels.device import to_device
 from numbadrop.kernels.elementwise import rectifier_gradient, take_columns
 from numbadrop.kernels.geometry import conv2d_size
 from numbadrop.kernels.matmul import (
@@ -59,5 +60,6 @@ __all__ = [
     "scatter_matmul",
     "set_num_threads",
     "take_columns",
+    "to_device",
     "update_block",
 ]

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.index_set import IndexSet, check_indices
+from numbadrop.kernels.device import as_array, is_array, is_host
 
 __all__ = [
     "Pair",
     "Units",
     "as_dense",
+    "check_alike",
     "check_apart",
     "check_dtype",
     "check_images",
@@ -24,7 +26,7 @@ __all__ = [
     "check_pair",
     "check_real",
     "check_rectifier",
-    "check_same_dtype",
+    "check_same_memory",
     "check_units",
     "resolve",
 ]
@@ -46,16 +48,16 @@ _DTYPES = (np.dtype(np.float32), _DOUBLE)
 
 def check_matrix(name: str, array: ArrayLike) -> Array:
     """Return a float32 or float64 matrix whose elements are aligned, whatever its strides."""
-    matrix = array if type(array) is np.ndarray else np.asarray(array)
+    matrix = as_array(array)
     if matrix.ndim != 2:
         raise ValueError(f"{name} must be two-dimensional, got shape {matrix.shape}")
     check_dtype(name, matrix)
-    return matrix if matrix.flags.aligned else matrix.copy()
+    return matrix if not is_host(matrix) or matrix.flags.aligned else matrix.copy()
 
 
 def check_images(name: str, array: ArrayLike) -> Array:
     """Return float32 or float64 images, whatever their strides."""
-    images = array if type(array) is np.ndarray else np.asarray(array)
+    images = as_array(array)
     if images.ndim != 4:
         raise ValueError(
             f"{name} must have shape (batch, height, width, units), got {images.shape}"
@@ -66,6 +68,8 @@ def check_images(name: str, array: ArrayLike) -> Array:
 
 def as_dense(array: Array) -> Array:
     """Return an aligned array whose elements lie one behind the other, a copy if need be."""
+    if not is_host(array):  # always is
+        return array
     array = np.ascontiguousarray(array)
     return array if array.flags.aligned else array.copy()
 
@@ -76,11 +80,25 @@ def check_dtype(name: str, array: Array) -> None:
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
 
 
-def check_same_dtype(name: str, array: Array, other_name: str, other: Array) -> None:
-    """Refuse a mix of element types."""
+def check_alike(name: str, array: Array, other_name: str, other: Array) -> None:
+    """Refuse a mix of element types, or of arrays on the host and on a GPU."""
+    check_same_memory(name, array, other_name, other)
     if array.dtype != other.dtype:
         raise TypeError(
             f"{name} and {other_name} must have one dtype, got {array.dtype} and {other.dtype}"
+        )
+
+
+def check_same_memory(name: str, array: Array, other_name: str, other: Array) -> None:
+    """Refuse a mix of arrays on the host and on a GPU."""
+    if type(array) is not type(other) and is_host(array) != is_host(other):
+        places = [
+            f"{own_name} on the {'host' if is_host(own) else 'GPU'}"
+            for own_name, own in ((name, array), (other_name, other))
+        ]
+        raise TypeError(
+            f"{name} and {other_name} must lie in one memory, got {' and '.join(places)}: "
+            "numbadrop.kernels.to_device sends an array, and its to_host() copies it back"
         )
 
 
@@ -144,16 +162,22 @@ def check_units(
 
 def check_is_array(name: str, array: Any) -> None:
     """Refuse what cannot be changed in place, or would have to be copied to be read."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
+    if not is_array(array):
+        raise TypeError(
+            f"{name} must be a NumPy array or a DeviceArray, got {type(array).__name__}"
+        )
 
 
-def check_apart(name: str, array: Array, **others: Array) -> None:
+def check_apart(name: str, array: Any, **others: Array) -> None:
     """Refuse an array to be written that shares memory with others."""
     for other_name, other in others.items():
-        # Arrays that both own their memory share it only if they are one.
-        alone = array is not other and array.flags.owndata and other.flags.owndata
-        if not alone and np.shares_memory(array, other):
+        if is_host(array):
+            # Arrays that both own their memory share it only if they are one.
+            alone = array is not other and array.flags.owndata and other.flags.owndata
+            shared = not alone and np.shares_memory(array, other)
+        else:
+            shared = array.shares_memory(other)
+        if shared:
             raise ValueError(f"{name} overlaps {other_name}")
 
 
@@ -169,8 +193,13 @@ def check_out(
         raise ValueError(f"out must be two-dimensional, got shape {out.shape}")
     if shape is not None and out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
+    for name, array in inputs.items():
+        check_same_memory("out", out, name, array)
     if out.dtype != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
+    if not is_host(out):
+        check_apart("out", out, **inputs)
+        return
     flags = out.flags
     if not flags.writeable:
         raise ValueError("out is read-only")

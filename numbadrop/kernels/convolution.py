@@ -22,6 +22,7 @@ from numbadrop.kernels.arrays import (
     Pair,
     Units,
     as_dense,
+    check_alike,
     check_dtype,
     check_images,
     check_is_array,
@@ -29,10 +30,10 @@ from numbadrop.kernels.arrays import (
     check_pair,
     check_real,
     check_rectifier,
-    check_same_dtype,
     check_units,
     resolve,
 )
+from numbadrop.kernels.device import as_array, cuda, empty, is_host
 from numbadrop.kernels.geometry import Geometry, Taps, check_geometry, out_size
 from numbadrop.kernels.patches import convolve_part, correlate_part
 from numbadrop.kernels.product import Epilogue
@@ -81,7 +82,7 @@ def _check_forward_frame(axes: tuple[Geometry, Geometry], images: Array) -> None
 
 
 def _check_weights(w: ArrayLike) -> Array:
-    array = np.asarray(w)
+    array = as_array(w)
     if array.ndim != 4 or 0 in array.shape[:2]:
         raise ValueError(
             f"w must have shape (kernel height, kernel width, in, out), got {array.shape}"
@@ -235,25 +236,29 @@ def gathered_conv2d(
            [4., 6., 4.]])
     """
     x, w = check_images("x", x), _check_weights(w)
-    check_same_dtype("x", x, "w", w)
+    check_alike("x", x, "w", w)
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
     ins, outs = _channels(in_channels, out_channels, n_in, n_out)
     check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
     slope, scale = check_rectifier(slope, scale)
     shape = (len(x), *out_size(axes, x.shape[1:3]), n_out if outs is None else len(outs))
-    _check_forward_frame(axes, x)
     inputs = {"x": x, "w": w}
     if bias is not None:
-        inputs["bias"] = bias = np.asarray(bias)
-        check_same_dtype("bias", bias, "w", w)
+        inputs["bias"] = bias = as_array(bias)
+        check_alike("bias", bias, "w", w)
         if bias.shape != (n_out,):
             raise ValueError(f"bias must have shape {(n_out,)}, got {bias.shape}")
         bias = as_dense(bias)
     if out is None:
-        out = np.empty(shape, w.dtype)
+        out = empty(shape, w)
     else:
         check_out(out, shape, w.dtype, **inputs)
+    if not is_host(w):
+        return cuda().gathered_conv2d(
+            x, w, ins, outs, axes=axes, bias=bias, slope=slope, scale=scale, out=out
+        )
+    _check_forward_frame(axes, x)
     target = _dense_pixels(out)
     down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
     epilogue = Epilogue(slope, scale)
@@ -307,22 +312,24 @@ def gathered_conv2d_t(
     array([0., 1., 3., 2.])
     """
     g, w = check_images("g", g), _check_weights(w)
-    check_same_dtype("g", g, "w", w)
+    check_alike("g", g, "w", w)
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
     ins, outs = _channels(in_channels, out_channels, n_in, n_out)
     check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
     size = check_pair("input_size", input_size, 0)
     _check_gradient_size(g, out_size(axes, size))
+    shape = (len(g), *size, n_in if ins is None else len(ins))
+    if out is None:
+        out = empty(shape, w)
+    else:
+        check_out(out, shape, w.dtype, g=g, w=w)
+    if not is_host(w):
+        return cuda().gathered_conv2d_t(g, w, ins, outs, axes=axes, out=out)
     phases = list(product(axes[0].backward(size[0]), axes[1].backward(size[1])))
     for down, along in phases:
         if down.leaves(g.shape[1]) or along.leaves(g.shape[2]):
             _check_frame(down.reach + 1, along.span, g.shape[3] * g.itemsize)
-    shape = (len(g), *size, n_in if ins is None else len(ins))
-    if out is None:
-        out = np.empty(shape, w.dtype)
-    else:
-        check_out(out, shape, w.dtype, g=g, w=w)
     g, w = as_dense(g), as_dense(w)
     target = _dense_pixels(out)
     for down, along in phases:
@@ -378,18 +385,20 @@ def conv2d_at(
     array([1., 3.])
     """
     x, g = check_images("x", x), check_images("g", g)
-    check_same_dtype("x", x, "g", g)
+    check_alike("x", x, "g", g)
     kernel = check_pair("kernel_size", kernel_size, 1)
     axes = check_geometry(kernel, stride, padding, dilation)
     if len(x) != len(g):
         raise ValueError(f"x and g must have the same batch, got {len(x)} and {len(g)}")
     _check_gradient_size(g, out_size(axes, x.shape[1:3]))
-    _check_forward_frame(axes, x)
     shape = (*kernel, x.shape[3], g.shape[3])
     if out is None:
-        out = np.empty(shape, x.dtype)
+        out = empty(shape, x)
     else:
         check_out(out, shape, x.dtype, x=x, g=g)
+    if not is_host(x):
+        return cuda().conv2d_at(x, g, axes=axes, out=out)
+    _check_forward_frame(axes, x)
     x, g = as_dense(x), as_dense(g)
     dense = out if out.flags.c_contiguous else np.empty(shape, x.dtype)
     if g.size == 0:
@@ -466,7 +475,7 @@ def scatter_conv2d(
             f"out must have shape (kernel height, kernel width, in, out), got {out.shape}"
         )
     check_out(out, out.shape, x.dtype, x=x, g=g)
-    if not out.flags.c_contiguous:
+    if is_host(out) and not out.flags.c_contiguous:
         raise ValueError(f"out must be C-contiguous, its strides are {out.strides}")
     alpha = check_real("alpha", alpha, x.dtype)
     kernel, (n_in, n_out) = out.shape[:2], out.shape[2:]
@@ -476,7 +485,7 @@ def scatter_conv2d(
     dw = conv2d_at(x, g, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
     matrix = out.reshape(kernel[0] * kernel[1] * n_in, n_out)
     rows = None if ins is None else IndexSet.all(kernel[0] * kernel[1]).outer(ins)
-    slots = np.empty((0, *matrix.shape), out.dtype)
+    slots = empty((0, *matrix.shape), out)
     values = dw.reshape(kernel[0] * kernel[1] * x.shape[3], g.shape[3])
     update_block(_Factor(alpha), matrix, slots, values, rows, outs)
     return out

@@ -12,12 +12,13 @@ from numbadrop.address import address_of
 from numbadrop.kernels.arrays import (
     Array,
     Units,
+    check_alike,
     check_matrix,
     check_real,
     check_rectifier,
-    check_same_dtype,
     resolve,
 )
+from numbadrop.kernels.device import cuda, is_host
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_behind
 from numbadrop.kernels.product import share
@@ -123,10 +124,12 @@ def rectifier_gradient(
            [1., 1.]]), array([1., 2.]))
     """
     g, y = check_matrix("g", g), check_matrix("y", y)
-    check_same_dtype("g", g, "y", y)
+    check_alike("g", g, "y", y)
     if g.shape != y.shape:
         raise ValueError(f"g must have the shape of y, {y.shape}, got {g.shape}")
     slope, scale = check_rectifier(slope, scale)
+    if not is_host(g):
+        return cuda().rectifier_gradient(g, y, slope=slope, scale=scale)
     g, y = np.ascontiguousarray(g), np.ascontiguousarray(y)
     rows, cols = g.shape
     if rows == 0:
@@ -171,7 +174,9 @@ def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
     factor = check_real("factor", factor, x.dtype)
     units = resolve("cols", cols, x.shape[1])
     if units is None:
-        return np.multiply(x, factor, dtype=x.dtype)
+        return x * factor
+    if not is_host(x):
+        return cuda().take_columns(x, units, factor)
     if x.strides[1] != x.itemsize:
         x = np.ascontiguousarray(x)
     y = np.empty((len(x), len(units)), x.dtype)

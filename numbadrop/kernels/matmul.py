@@ -7,9 +7,6 @@ products run on the calling thread, so that the caller's own `prange` decides wh
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from numpy.typing import ArrayLike
 
 from numbadrop.address import address_of
@@ -17,16 +14,19 @@ from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import (
     Array,
     Units,
+    as_dense,
+    check_alike,
     check_apart,
     check_is_array,
     check_matrix,
     check_out,
     check_real,
     check_rectifier,
-    check_same_dtype,
+    check_same_memory,
     check_units,
     resolve,
 )
+from numbadrop.kernels.device import as_array, cuda, empty, is_host
 from numbadrop.kernels.product import Epilogue, multiply_part
 from numbadrop.kernels.task import run_task
 
@@ -80,27 +80,34 @@ def _multiply(
     )  # fmt: skip
 
 
-def _gathered(
+def _check_gathered(
     name: str,
     a: ArrayLike,
-    w: Array,
-    depth: tuple[str, Units],
-    across: tuple[str, Units],
+    w: ArrayLike,
+    rows: Units,
+    cols: Units,
     out: Array | None,
-    **epilogue: Any,
-) -> Array:
-    """Check and multiply `a`, called `name`, by ``w[depth, across]``, two named sets of units."""
+    transposed: bool = False,
+) -> tuple[Array, Array, IndexSet | None, IndexSet | None, Array]:
+    """Return the operands of a product of `a`, called `name`, with ``w[rows, cols]``.
+
+    The depth are the rows, or the columns if `transposed`.
+    """
+    w = check_matrix("w", w)
     a = check_matrix(name, a)
-    check_same_dtype(name, a, "w", w)
-    along, cols = resolve(*depth, w.shape[0]), resolve(*across, w.shape[1])
-    check_units(name, 1, a.shape[1], depth[0], along, w.shape[0])
-    shape = (a.shape[0], w.shape[1] if cols is None else len(cols))
+    check_alike(name, a, "w", w)
+    row_set, col_set = resolve("rows", rows, w.shape[0]), resolve("cols", cols, w.shape[1])
+    if transposed:
+        depth, across, size = ("cols", col_set, w.shape[1]), row_set, w.shape[0]
+    else:
+        depth, across, size = ("rows", row_set, w.shape[0]), col_set, w.shape[1]
+    check_units(name, 1, a.shape[1], *depth)
+    shape = (a.shape[0], size if across is None else len(across))
     if out is None:
-        out = np.empty(shape, w.dtype)
+        out = empty(shape, w)
     else:
         check_out(out, shape, w.dtype, **{name: a, "w": w})
-    _multiply(a, w, out, b_rows=along, b_cols=cols, **epilogue)
-    return out
+    return a, w, row_set, col_set, out
 
 
 def gathered_matmul(
@@ -143,7 +150,11 @@ def gathered_matmul(
     >>> gathered_matmul(np.ones((1, 2)), w, rows=[0, 2], cols=[1, 3])
     array([[10., 14.]])
     """
-    return _gathered("x", x, check_matrix("w", w), ("rows", rows), ("cols", cols), out)
+    x, w, row_set, col_set, out = _check_gathered("x", x, w, rows, cols, out)
+    if not is_host(w):
+        return cuda().gathered_matmul(x, w, row_set, col_set, out=out)
+    _multiply(x, w, out, b_rows=row_set, b_cols=col_set)
+    return out
 
 
 def gathered_matmul_t(
@@ -177,7 +188,11 @@ def gathered_matmul_t(
     >>> gathered_matmul_t(np.ones((1, 2)), w, rows=[0, 2], cols=[1, 3])
     array([[ 4., 20.]])
     """
-    return _gathered("g", g, check_matrix("w", w).T, ("cols", cols), ("rows", rows), out)
+    g, w, row_set, col_set, out = _check_gathered("g", g, w, rows, cols, out, transposed=True)
+    if not is_host(w):
+        return cuda().gathered_matmul_t(g, w, row_set, col_set, out=out)
+    _multiply(g, w.T, out, b_rows=col_set, b_cols=row_set)
+    return out
 
 
 def gathered_linear(
@@ -227,18 +242,20 @@ def gathered_linear(
     w = check_matrix("w", w)
     slope, scale = check_rectifier(slope, scale)
     if b is not None:
-        b = np.asarray(b)
-        check_same_dtype("b", b, "w", w)
+        b = as_array(b)
+        check_alike("b", b, "w", w)
         if b.shape != w.shape[1:]:
             raise ValueError(f"b must have shape {w.shape[1:]}, got {b.shape}")
-        if not (b.flags.c_contiguous and b.flags.aligned):
-            b = b.copy()
+        b = as_dense(b)
         if out is not None:
             check_is_array("out", out)
+            check_same_memory("out", out, "b", b)
             check_apart("out", out, b=b)
-    return _gathered(
-        "x", x, w, ("rows", rows), ("cols", cols), out, bias=b, slope=slope, scale=scale
-    )
+    x, w, row_set, col_set, out = _check_gathered("x", x, w, rows, cols, out)
+    if not is_host(w):
+        return cuda().gathered_linear(x, w, b, row_set, col_set, slope=slope, scale=scale, out=out)
+    _multiply(x, w, out, b_rows=row_set, b_cols=col_set, bias=b, slope=slope, scale=scale)
+    return out
 
 
 def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
@@ -270,13 +287,15 @@ def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
            [ 6., 10.]])
     """
     x, g = check_matrix("x", x), check_matrix("g", g)
-    check_same_dtype("x", x, "g", g)
+    check_alike("x", x, "g", g)
     _check_batch(x, g)
     shape = (x.shape[1], g.shape[1])
     if out is None:
-        out = np.empty(shape, x.dtype)
+        out = empty(shape, x)
     else:
         check_out(out, shape, x.dtype, x=x, g=g)
+    if not is_host(x):
+        return cuda().matmul_at(x, g, out=out)
     _multiply(x.T, g, out)
     return out
 
@@ -324,13 +343,15 @@ def scatter_matmul(
            [2., 0.]])
     """
     x, g = check_matrix("x", x), check_matrix("g", g)
-    check_same_dtype("x", x, "g", g)
+    check_alike("x", x, "g", g)
     _check_batch(x, g)
     check_out(out, None, x.dtype, x=x, g=g)
     alpha = check_real("alpha", alpha, x.dtype)
     row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
     check_units("x", 1, x.shape[1], "rows", row_set, out.shape[0])
     check_units("g", 1, g.shape[1], "cols", col_set, out.shape[1])
+    if not is_host(x):
+        return cuda().scatter_matmul(x, g, row_set, col_set, out=out, alpha=alpha)
     _multiply(x.T, g, out, c_rows=row_set, c_cols=col_set, scale=alpha, scatter=True)
     return out
 

@@ -13,7 +13,15 @@ from numba import carray
 from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.address import address_of
-from numbadrop.kernels.arrays import Array, check_matrix, check_real, check_same_dtype
+from numbadrop.kernels.arrays import (
+    Array,
+    as_dense,
+    check_alike,
+    check_matrix,
+    check_real,
+    check_same_memory,
+)
+from numbadrop.kernels.device import as_array, cuda, is_host
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_behind
 from numbadrop.kernels.product import share
@@ -127,16 +135,17 @@ def _apply(
 def _check_moments(
     x: Array, mean: ArrayLike, variance: ArrayLike, eps: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the means, and the reciprocals of the standard deviations."""
+    """Return the means and the variances as float64."""
     eps = check_real("eps", eps)
     if not 0 < eps < np.inf:
         raise ValueError(f"eps must be positive and finite, got {eps}")
     checked = []
     for name, given in (("mean", mean), ("variance", variance)):
-        array = np.array(given, np.float64)
+        array = as_array(given)
+        check_same_memory(name, array, "x", x)
         _check_length(name, array, x)
-        checked.append(array)
-    return checked[0], 1 / np.sqrt(checked[1] + eps)
+        checked.append(as_dense(array if array.dtype == np.float64 else array.astype(np.float64)))
+    return checked[0], checked[1]
 
 
 def _check_length(name: str, array: Array, x: Array) -> None:
@@ -148,9 +157,9 @@ def _check_factors(name: str, given: ArrayLike | None, x: Array) -> Array | None
     """Return a weight or a bias, which has one number for each unit."""
     if given is None:
         return None
-    array = np.asarray(given)
+    array = as_array(given)
     _check_length(name, array, x)
-    check_same_dtype(name, array, "x", x)
+    check_alike(name, array, "x", x)
     return array
 
 
@@ -181,9 +190,12 @@ def batch_moments(x: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
     >>> batch_moments([[1e9, 0.0], [1e9 + 2, 3.0]])
     (array([1.0e+09, 1.5e+00]), array([1.  , 2.25]))
     """
-    x = np.ascontiguousarray(check_matrix("x", x))
+    x = check_matrix("x", x)
     if len(x) == 0:
         raise ValueError(f"x must have at least one row to have a mean, got shape {x.shape}")
+    if not is_host(x):
+        return cuda().batch_moments(x)
+    x = np.ascontiguousarray(x)
     center = x[0].astype(np.float64)
     first, second = _sums(x, center) / len(x)
     return center + first, np.maximum(second - first * first, 0)
@@ -225,9 +237,12 @@ def batch_norm(
     array([[-9.],
            [11.]])
     """
-    x = np.ascontiguousarray(check_matrix("x", x))
-    center, slope = _check_moments(x, mean, variance, eps)
+    x = check_matrix("x", x)
+    center, squares = _check_moments(x, mean, variance, eps)
     factor, offset = _check_factors("weight", weight, x), _check_factors("bias", bias, x)
+    if not is_host(x):
+        return cuda().batch_norm(x, center, squares, factor, offset, eps=eps)
+    x, slope = np.ascontiguousarray(x), 1 / np.sqrt(squares + eps)
     if factor is not None:
         slope = slope * factor
     return _apply(x, center, slope, np.zeros_like(center) if offset is None else offset)
@@ -278,13 +293,16 @@ def batch_norm_gradient(
     >>> d_weight.round(3), d_bias
     (array([2.]), array([4.]))
     """
-    g, x = (np.ascontiguousarray(check_matrix(name, a)) for name, a in (("g", g), ("x", x)))
-    check_same_dtype("g", g, "x", x)
+    g, x = check_matrix("g", g), check_matrix("x", x)
+    check_alike("g", g, "x", x)
     if g.shape != x.shape:
         raise ValueError(f"g must have the shape of x, {x.shape}, got {g.shape}")
-    center, scale = _check_moments(x, mean, variance, eps)
-    total, moment = _sums(x, center, g)
+    center, squares = _check_moments(x, mean, variance, eps)
     factor = _check_factors("weight", weight, x)
+    if not is_host(x):
+        return cuda().batch_norm_gradient(g, x, center, squares, factor, eps=eps, training=training)
+    g, x, scale = np.ascontiguousarray(g), np.ascontiguousarray(x), 1 / np.sqrt(squares + eps)
+    total, moment = _sums(x, center, g)
     gain = scale if factor is None else scale * factor
     slope, offset = np.zeros_like(gain), np.zeros_like(gain)
     if training and len(x) > 0:

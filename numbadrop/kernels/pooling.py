@@ -17,10 +17,11 @@ from numbadrop.kernels.arrays import (
     Array,
     Pair,
     as_dense,
+    check_alike,
     check_images,
     check_pair,
-    check_same_dtype,
 )
+from numbadrop.kernels.device import cuda, is_host
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
@@ -257,6 +258,8 @@ def _pool(x: ArrayLike, window: Window, start: float, factor: float, largest: bo
     x = as_dense(check_images("x", x))
     batch, height, width, units = x.shape
     places = window.positions(height, width)
+    if not is_host(x):
+        return cuda().max_pool2d(x, window) if largest else cuda().avg_pool2d(x, window)
     y = np.empty((batch, *places, units), x.dtype)
     run_task(
         _pool_part, x.dtype, _Reduction(start, factor),
@@ -275,7 +278,13 @@ def _gradient(
     if g.shape != (batch, *places, units):
         raise ValueError(f"g must have shape {(batch, *places, units)}, got {g.shape}")
     for name, array in zip("xy", x_and_y, strict=False):
-        check_same_dtype("g", g, name, array)
+        check_alike("g", g, name, array)
+    if not is_host(g):
+        return (
+            cuda().max_pool2d_gradient(g, *x_and_y, window)
+            if x_and_y
+            else cuda().avg_pool2d_gradient(g, shape, window)
+        )
     g, *others = map(as_dense, (g, *x_and_y))
     dx = np.empty(shape, g.dtype)
     run_task(

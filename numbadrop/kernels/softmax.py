@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.address import address_of
 from numbadrop.kernels.arrays import Array, check_matrix, check_real
+from numbadrop.kernels.device import as_array, cuda, is_host, to_device
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, store, words_behind
 from numbadrop.kernels.product import share
 from numbadrop.kernels.task import run_task
@@ -58,12 +59,12 @@ def _cross_entropy_part(task, part, parts):
             dz[i, label] -= factor
 
 
-def _run(logits: ArrayLike, labels: ArrayLike, factor: float, gradient: bool) -> Array:
-    """Return the losses, or the gradient times a factor."""
-    logits = np.ascontiguousarray(check_matrix("logits", logits))
+def _run(logits: Array, labels: ArrayLike, factor: float, gradient: bool) -> Array:
+    """Return the losses, or the gradient times a factor, on the host."""
     batch, classes = logits.shape
     checked = _check_labels(labels, batch, classes)
     factor = check_real("factor", factor, logits.dtype)
+    logits = np.ascontiguousarray(logits)
     out = np.empty(logits.shape if gradient else batch, logits.dtype)
     unknown = np.zeros(1, np.int64)
     to = address_of(out)
@@ -74,10 +75,33 @@ def _run(logits: ArrayLike, labels: ArrayLike, factor: float, gradient: bool) ->
         parallel=logits.size >= _SERIAL_BELOW,
     )  # fmt: skip
     if unknown[0]:
-        at = int(np.argmax((checked < 0) | (checked >= classes)))
+        _refuse_unknown(labels, checked, classes)
+    return out
+
+
+def _refuse_unknown(labels: ArrayLike, checked: NDArray[np.int64], classes: int) -> None:
+    wrong = (checked < 0) | (checked >= classes)
+    if wrong.any():
+        at = int(np.argmax(wrong))
         given = np.asarray(labels)[at]
         raise ValueError(f"labels must be in [0, {classes}), labels[{at}] is {given}")
-    return out
+
+
+def _sent(labels: ArrayLike, batch: int, classes: int) -> Array:
+    """Return labels as int64 on the GPU.
+
+    Those that come from there are not looked at: the loss of one that is out of range is NaN.
+    """
+    array = as_array(labels)
+    if is_host(array):
+        checked = _check_labels(array, batch, classes)
+        _refuse_unknown(labels, checked, classes)
+        return to_device(checked)
+    if array.shape != (batch,):
+        raise ValueError(f"labels must have shape ({batch},) as logits, got {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers in [0, {classes}), got dtype {array.dtype}")
+    return array if array.dtype == np.int64 else array.astype(np.int64)
 
 
 def _check_labels(labels: ArrayLike, batch: int, classes: int) -> NDArray[np.int64]:
@@ -102,12 +126,12 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     logits : array_like of float32 or float64, shape (batch, classes)
         Any finite values: the largest of each row is subtracted first, so that nothing overflows.
     labels : array_like of int, shape (batch,)
-        In [0, classes).
+        In [0, classes). Of logits on a GPU the labels may be on either side.
 
     Returns
     -------
     ndarray, shape (batch,)
-        In nats.
+        In nats. NaN where a label that was on a GPU already is out of range.
 
     Raises
     ------
@@ -121,10 +145,13 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     >>> cross_entropy([[0.0, 0.0], [1000.0, 0.0]], [1, 0]).round(6)
     array([0.693147, 0.      ])
     """
+    logits = check_matrix("logits", logits)
+    if not is_host(logits):
+        return cuda().cross_entropy(logits, _sent(labels, *logits.shape))
     return _run(logits, labels, 1.0, gradient=False)
 
 
-def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: float = 1.0) -> Array:
+def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: Any = 1.0) -> Array:
     """Return the gradient of the sum of `cross_entropy`, times a factor.
 
     ``factor (softmax(logits)[b, j] - (1 if j == labels[b] else 0))``.
@@ -134,6 +161,7 @@ def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: float =
     logits, labels
         As for `cross_entropy`.
     factor : float, default 1.0
+        Of logits on a GPU also an array of one element there, which is not waited for.
 
     Returns
     -------
@@ -149,4 +177,11 @@ def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: float =
     >>> cross_entropy_gradient([[0.0, 0.0]], [1])
     array([[ 0.5, -0.5]])
     """
-    return _run(logits, labels, factor, gradient=True)
+    logits = check_matrix("logits", logits)
+    if is_host(logits):
+        return _run(logits, labels, factor, gradient=True)
+    checked = _sent(labels, *logits.shape)
+    if is_host(factor := as_array(factor)):
+        number = check_real("factor", factor.item(), logits.dtype)
+        return cuda().cross_entropy_gradient(logits, checked, number)
+    return cuda().cross_entropy_gradient(logits, checked, 1.0) * factor

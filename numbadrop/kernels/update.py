@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,9 +24,11 @@ from numbadrop.kernels.arrays import (
     check_apart,
     check_dtype,
     check_is_array,
+    check_same_memory,
     resolve,
 )
 from numbadrop.kernels.denormals import flush_denormals, restore_denormals
+from numbadrop.kernels.device import cuda, is_host
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
@@ -47,18 +50,20 @@ from numbadrop.kernels.windows import (
     write_spread,
 )
 
-__all__ = ["BlockUpdate", "element_rule", "update_block"]
+__all__ = ["BlockUpdate", "RegisteredRule", "element_rule", "rule_of", "update_block"]
 
 _SERIAL_BELOW = 20_000
 """Weights that one thread updates about as fast as a region of several starts."""
 
 
-class _Registered(NamedTuple):
+class RegisteredRule(NamedTuple):
+    """A function that `element_rule` has declared, and how many slots it has."""
+
     function: Callable[..., None]
     slots: int
 
 
-_rules: dict[type, _Registered] = {}
+_rules: dict[type, RegisteredRule] = {}
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -89,12 +94,26 @@ def element_rule(hyper: type, slots: int) -> Callable[[Function], Function]:
         raise ValueError(f"slots must be 0, 1 or 2, got {slots}")
 
     def register(function: Function) -> Function:
-        new = _Registered(function, slots)
+        new = RegisteredRule(function, slots)
         if _rules.setdefault(hyper, new) != new:
             raise ValueError(f"hyper {hyper.__name__} has a rule already, only one is compiled")
         return function
 
     return register
+
+
+def rule_of(hyper: type) -> RegisteredRule:
+    """Return the rule that a class of hyper-parameters selects.
+
+    Raises
+    ------
+    TypeError
+        If none is declared.
+    """
+    registered = _rules.get(hyper)
+    if registered is None:
+        raise TypeError(f"no element rule is declared for {hyper.__name__}")
+    return registered
 
 
 def _update_element(rule, w, slots, j, g):
@@ -210,9 +229,7 @@ class BlockUpdate:
     __slots__ = ("hyper", "slots", "value")
 
     def __init__(self, hyper: Any, value: Array, slots: Array) -> None:
-        registered = _rules.get(hyper)
-        if registered is None:
-            raise TypeError(f"no element rule is declared for {hyper.__name__}")
+        registered = rule_of(hyper)
         for name, array in (("value", value), ("slots", slots)):
             check_is_array(name, array)
         if value.ndim not in (1, 2):
@@ -224,7 +241,9 @@ class BlockUpdate:
         check_dtype("value", value)
         _check_like("slots", slots, value)
         for name, array in (("value", value), ("slots", slots)):
-            if not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
+            if is_host(array) and not (
+                array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
+            ):
                 raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
         check_apart("slots", slots, value=value)
         self.hyper, self.value, self.slots = hyper, value, slots
@@ -244,16 +263,20 @@ class BlockUpdate:
         if value.ndim == 2:
             row_set = resolve("rows", rows, value.shape[0])
             row_count = value.shape[0] if row_set is None else len(row_set)
-            row_stride = value.strides[0]
             wanted = (row_count, col_count)
         elif rows is not None:
             raise ValueError("rows must be None for a one-dimensional value")
         if grad.shape != wanted:
             raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
+        if not is_host(value):
+            if not all(isinstance(number, Real) for number in rule):
+                raise TypeError(f"rule must hold real numbers, got {rule}")
+            cuda().update_block(rule, value, slots, grad, row_set, col_set)
+            return
         if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
             grad = grad.copy()
         if value.ndim == 2:
-            grad_stride = grad.strides[0]
+            row_stride, grad_stride = value.strides[0], grad.strides[0]
 
         try:
             # The rule's numbers enter in the dtype of the weights: in float64 they would double the
@@ -273,6 +296,7 @@ class BlockUpdate:
 
 
 def _check_like(name: str, array: Array, value: Array) -> None:
+    check_same_memory(name, array, "value", value)
     if array.dtype != value.dtype:
         raise TypeError(f"{name} must, as value, be {value.dtype}, got {array.dtype}")
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from numbadrop.autograd import Variable
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels.device import as_array, is_array
 from numbadrop.ops import place_units, take_units
 
 __all__ = ["Activation", "Input"]
@@ -62,10 +63,12 @@ class Activation:
         """Return `x` itself, or the activation of all units of an array."""
         if isinstance(x, Activation):
             return x
-        if isinstance(x, np.ndarray):
-            x = Variable(x)
-        elif not isinstance(x, Variable):
-            raise TypeError(f"x must be an ndarray, Variable or Activation, got {type(x).__name__}")
+        if not isinstance(x, Variable):
+            if not (is_array(x) or hasattr(x, "__cuda_array_interface__")):
+                raise TypeError(
+                    f"x must be an ndarray, Variable or Activation, got {type(x).__name__}"
+                )
+            x = Variable(as_array(x))
         if x.value.ndim < 2:
             raise ValueError(f"x must have shape (batch, ..., units), got {x.shape}")
         if x.dtype not in (np.float32, np.float64):

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.autograd import Variable
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels.device import is_host, to_device, to_host
 from numbadrop.nn.activation import Activation, Input
 
 __all__ = ["Buffer", "Module", "Parameter"]
@@ -192,9 +193,50 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
+    @property
+    def device(self) -> str:
+        """Where the parameters and buffers lie: "cpu", or "cuda" for a GPU."""
+        return "cpu" if all(map(is_host, self._state().values())) else "cuda"
+
+    def to(self, device: str) -> Self:
+        """Move all parameters and buffers into the memory of the host or of the GPU.
+
+        Gradients are forgotten. An optimizer keeps its slots where the parameters were when it was
+        made: make it after this.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+
+        Returns
+        -------
+        Module
+            This module.
+
+        Raises
+        ------
+        ValueError
+            If `device` is neither. Nothing has been moved then.
+        MissingExtraError, DeviceError, DeviceMemoryError
+            If numba-cuda, a GPU with its driver, or memory on it is missing. Nothing has been moved
+            then.
+        """
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+        move = to_device if device == "cuda" else to_host
+        moved = {name: move(value) for name, value in self._state().items()}
+        for name, holder in self._holders().items():
+            holder.value = moved[name]
+        for parameter in self.parameters():
+            parameter.grad, parameter.before_read = None, None
+        return self
+
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of the value of each parameter and each buffer under its name."""
-        return {name: value.copy() for name, value in self._state().items()}
+        """Return a copy of the value of each parameter and each buffer under its name.
+
+        The copies are in the memory of the host.
+        """
+        return {name: to_host(value) for name, value in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Write the values of `state` into the parameters and buffers.
@@ -220,9 +262,10 @@ class Module:
         """Return all values under their names, brought up to date: themselves, not copies."""
         for parameter in self.parameters():
             parameter.refresh()
-        holders: list[tuple[str, Parameter | Buffer]]
-        holders = [*self.named_parameters(), *self.named_buffers()]
-        return {name: holder.value for name, holder in holders}
+        return {name: holder.value for name, holder in self._holders().items()}
+
+    def _holders(self) -> dict[str, Parameter | Buffer]:
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
 
 def check_state(wanted: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -234,9 +277,14 @@ def check_state(wanted: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         if names:
             raise KeyError(f"state {problem} {', '.join(names)}")
     for name in wanted:
-        own, found = np.asarray(wanted[name]), np.asarray(state[name])
+        own, found = _described(wanted[name]), _described(state[name])
         if found.shape != own.shape or found.dtype != own.dtype:
             raise ValueError(
                 f"state[{name!r}] must be {own.dtype} of shape {own.shape}, "
                 f"got {found.dtype} of shape {found.shape}"
             )
+
+
+def _described(value: Any) -> Any:
+    """Return an array, wherever it lies, or that of a number."""
+    return value if hasattr(value, "shape") else np.asarray(value)

@@ -103,8 +103,8 @@ class _BatchNorm(Module):
         if self.training:
             mean, variance = self._observe(values.value, units)
         else:
-            mean = self.running_mean.value[units.indices]
-            variance = self.running_var.value[units.indices]
+            mean = self.running_mean.value[units]
+            variance = self.running_var.value[units]
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 parameter.refresh(units)
@@ -124,9 +124,9 @@ class _BatchNorm(Module):
         mean, variance = kernels.batch_moments(rows)
         unbiased = variance * (count / (count - 1))
         for buffer, observed in ((self.running_mean, mean), (self.running_var, unbiased)):
-            before = buffer.value[units.indices]
+            before = buffer.value[units]
             after = (1 - self.momentum) * before + self.momentum * observed
-            buffer.value[units.indices] = after
+            buffer.value[units] = after
         return mean, variance
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from numbadrop import kernels
 from numbadrop.autograd import Block
 from numbadrop.index_set import as_matrix_index
+from numbadrop.kernels.device import is_host, to_host
 from numbadrop.nn import Parameter
 from numbadrop.nn.module import check_state
 from numbadrop.optim.catch_up import Lag
@@ -84,12 +85,15 @@ class Optimizer:
         for group in self.param_groups:
             self._check(group)
         self._states: dict[Parameter, State] = {}
+        values = (p.value for group in self.param_groups for p in group["params"])
+        if inactive == "catch_up" and not all(map(is_host, values)):
+            raise ValueError("inactive='catch_up' is for parameters on the host, got some on a GPU")
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter in self._states:
                     raise ValueError(f"params holds a parameter of shape {parameter.shape} twice")
                 count = self._slots(group, inactive)
-                slots = np.zeros((count, *parameter.shape), parameter.dtype)
+                slots = np.zeros((count, *parameter.shape), parameter.dtype, like=parameter.value)
                 self._states[parameter] = State(slots)
         for parameter, state in self._states.items():
             # What another optimizer has put off is done now; from here on this one is in charge.
@@ -148,7 +152,7 @@ class Optimizer:
         """
         self.catch_up()
         return {
-            name: value.copy() if isinstance(value, np.ndarray) else value
+            name: to_host(value) if hasattr(value, "shape") else value
             for name, value in self._named_state().items()
         }
 
@@ -221,10 +225,12 @@ def _check_gradient(number: int, parameter: Parameter) -> None:
         raise TypeError(
             f"gradient of parameter {number} must be {parameter.dtype}, got {grad.dtype}"
         )
-    if not parameter.value.flags.c_contiguous:  # As a matrix it would be a copy, the update lost.
+    value = parameter.value
+    if (
+        is_host(value) and not value.flags.c_contiguous
+    ):  # As a matrix it would be a copy, the update lost.
         raise ValueError(
-            f"value of parameter {number} must be C-contiguous, its strides are "
-            f"{parameter.value.strides}"
+            f"value of parameter {number} must be C-contiguous, its strides are {value.strides}"
         )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from numbadrop.autograd import no_grad
 from numbadrop.data import Augmentation, Dataset, as_floats
 from numbadrop.errors import UserError
+from numbadrop.kernels.device import is_host, to_device, to_host
 from numbadrop.nn import Module, cross_entropy
 from numbadrop.optim import Optimizer
 from numbadrop.train.checkpoint import (
@@ -210,7 +211,8 @@ def fit(
             while run.epoch < epochs and not _is_stale(run.history, patience):
                 step_seconds = []
                 clock = time.perf_counter()
-                for x, y in minibatches.batches(run.epoch, start=run.step):
+                batches = minibatches.batches(run.epoch, start=run.step)
+                for x, y in _sent(batches, model.device):
                     if schedule is not None:
                         optimizer.lr_scale = schedule(run.epoch + run.step / steps)
                     loss, scores = train_step(model, optimizer, x, y, reduction)
@@ -275,18 +277,41 @@ def train_step(
     ------
     DivergedError
         If the loss is not finite; no parameter has been changed then, but running statistics have
-        seen the batch.
+        seen the batch. On a GPU, where nobody waits for the loss before the step is through,
+        parameters have been changed, too.
     """
+    on_host = is_host(x)
     with _quiet_overflow():
         scores = model(x)
         loss = cross_entropy(scores, y, reduction)
-    value = float(loss)
-    if not math.isfinite(value):
-        raise DivergedError(f"the training loss is {value}")
+    if on_host:
+        _check_loss(float(loss))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return value, scores.value
+    value = float(loss)
+    _check_loss(value)
+    return value, scores.value if on_host else to_host(scores.value)
+
+
+def _check_loss(loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(f"the training loss is {loss}")
+
+
+def _sent(batches: Iterator[tuple[Array, Array]], device: str) -> Iterator[tuple[Array, Array]]:
+    """Yield the minibatches on the device; the next one is on its way while one is worked on."""
+    if device == "cpu":
+        yield from batches
+        return
+    waiting: tuple[Array, Array] | None = None
+    for x, y in batches:
+        sent = to_device(x), y
+        if waiting is not None:
+            yield waiting
+        waiting = sent
+    if waiting is not None:
+        yield waiting
 
 
 def evaluate(
@@ -327,10 +352,11 @@ def evaluate(
             "inputs and labels must have one entry a sample and at least one sample, "
             f"got shapes {inputs.shape} and {labels.shape}"
         )
+    send = to_device if model.device == "cuda" else np.asarray
     with no_grad(), _mode(model, training=False), _quiet_overflow():
         scores = np.concatenate(
             [
-                model(as_floats(inputs[first : first + batch_size], divisor)).value
+                to_host(model(send(as_floats(inputs[first : first + batch_size], divisor))).value)
                 for first in range(0, len(inputs), batch_size)
             ]
         )

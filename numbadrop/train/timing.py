@@ -8,13 +8,16 @@ from dataclasses import replace
 from statistics import median
 
 from numbadrop.data import Dataset
+from numbadrop.kernels.device import to_device
 from numbadrop.train.fit import train_step
 from numbadrop.train.recipe import Recipe
 
 __all__ = ["step_times"]
 
 
-def step_times(recipes: Mapping[str, Recipe], data: Dataset, rounds: int = 41) -> dict[str, float]:
+def step_times(
+    recipes: Mapping[str, Recipe], data: Dataset, rounds: int = 41, device: str = "cpu"
+) -> dict[str, float]:
     """Measure the median time of a training step of fresh nets, in milliseconds.
 
     The nets take turns, so that whatever else the machine does meets them all alike.
@@ -26,6 +29,7 @@ def step_times(recipes: Mapping[str, Recipe], data: Dataset, rounds: int = 41) -
     data : Dataset
     rounds : int, default 41
         Steps of each net; a tenth more come first and do not count.
+    device : {"cpu", "cuda"}
 
     Returns
     -------
@@ -34,7 +38,7 @@ def step_times(recipes: Mapping[str, Recipe], data: Dataset, rounds: int = 41) -
     """
     # A learning rate of 0 costs the same and cannot diverge.
     nets = {
-        name: replace(recipe, lr=0.0).build(data.features, data.classes, data.image_shape)
+        name: replace(recipe, lr=0.0).build(data.features, data.classes, data.image_shape, device)
         for name, recipe in recipes.items()
     }
     batch_size = next(iter(recipes.values())).batch_size
@@ -43,6 +47,8 @@ def step_times(recipes: Mapping[str, Recipe], data: Dataset, rounds: int = 41) -
     uncounted = rounds // 10 + 1
     for number in range(uncounted + rounds):
         x, y = next(minibatches.batches(epoch=number))
+        if device == "cuda":
+            x = to_device(x)
         for name, (model, optimizer) in nets.items():
             began = time.perf_counter()
             train_step(model, optimizer, x, y)

@@ -1,0 +1,110 @@
+"""Kernels over matrices whose columns are units: for each element, and sums down each column.
+
+Threads lie along the columns, where memory is dense, and blocks take chunks of rows, which depend
+on the shape alone: a sum has the same bits each time.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from numbadrop.kernels.cuda.array import DeviceArray
+from numbadrop.kernels.cuda.driver import SIMULATED, cuda
+from numbadrop.kernels.cuda.jit import device_function, kernel
+from numbadrop.kernels.cuda.memory import load, store
+
+__all__ = ["for_each", "sum_columns"]
+
+_ALONG, _DOWN = (2, 2) if SIMULATED else (32, 8)
+"""Threads of a block."""
+_CHUNK = 128
+"""Rows of a block; more, where there were more blocks than a grid takes."""
+_MOST_CHUNKS = 65_535
+
+
+def _grid(rows: int, cols: int) -> tuple[int, tuple[int, int]]:
+    chunk = max(_CHUNK, -(-rows // _MOST_CHUNKS))
+    return chunk, (-(-cols // _ALONG), max(-(-rows // chunk), 1))
+
+
+@cache
+def _each_kernel(body: Any) -> Any:
+    along, down = _ALONG, _DOWN
+
+    @kernel(along * down)
+    def each(rows, cols, chunk, operands):
+        col = cuda.blockIdx.x * along + cuda.threadIdx.x
+        first = cuda.blockIdx.y * chunk
+        if col < cols:
+            for row in range(first + cuda.threadIdx.y, min(first + chunk, rows), down):
+                body(operands, row * cols + col, row, col)
+
+    return each
+
+
+def for_each(body: Any, rows: int, cols: int, *operands: Any) -> None:
+    """Run the device function ``body(operands, at, row, col)`` for each element of a matrix.
+
+    `at` is its flat index.
+    """
+    if rows and cols:
+        chunk, grid = _grid(rows, cols)
+        _each_kernel(body)[grid, (_ALONG, _DOWN)](rows, cols, chunk, operands)
+
+
+@cache
+def _sums_kernel(terms: Any, count: int, dtype: np.dtype[Any]) -> Any:
+    sum_type = dtype.type
+    along, down = _ALONG, _DOWN
+    size = count * along * down
+
+    @kernel(along * down)
+    def sums(rows, cols, chunk, operands, out):
+        shared = cuda.shared.array(size, sum_type)
+        totals = cuda.local.array(count, sum_type)
+        for s in range(count):
+            totals[s] = 0
+        x, y = cuda.threadIdx.x, cuda.threadIdx.y
+        col = cuda.blockIdx.x * along + x
+        first = cuda.blockIdx.y * chunk
+        if col < cols:
+            for row in range(first + y, min(first + chunk, rows), down):
+                values = terms(operands, row * cols + col, row, col)
+                for s in range(count):
+                    totals[s] += values[s]
+        for s in range(count):
+            shared[(s * down + y) * along + x] = totals[s]
+        cuda.syncthreads()
+        if y == 0 and col < cols:
+            for s in range(count):
+                total = sum_type(0)
+                for i in range(down):
+                    total += shared[(s * down + i) * along + x]
+                store(out, (cuda.blockIdx.y * count + s) * cols + col, total)
+
+    return sums
+
+
+@device_function
+def _itself(operands, at, row, col):
+    return (load(operands[0], at),)
+
+
+def sum_columns(
+    terms: Any, count: int, dtype: np.dtype[Any], rows: int, cols: int, *operands: Any
+) -> DeviceArray:
+    """Return sums over the rows, shape (count, cols), of a tuple of terms for each element.
+
+    The device function ``terms(operands, at, row, col)`` returns it.
+    """
+    chunk, grid = _grid(rows, cols)
+    out = DeviceArray.empty((grid[1], count * cols), dtype)
+    if cols:
+        run = _sums_kernel(terms, count, dtype)
+        run[grid, (_ALONG, _DOWN)](rows, cols, chunk, operands, out.native)
+        if grid[1] > 1:
+            return sum_columns(_itself, 1, dtype, *out.shape, out.native).reshape(count, cols)
+    return out.reshape(count, cols)

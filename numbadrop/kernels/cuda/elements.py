@@ -1,0 +1,227 @@
+"""Kernels behind NumPy's protocols: elementwise functions, sums, and blocks of a matrix.
+
+Each is generated from one description for the functions, dtypes and index sets that are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from numbadrop.kernels.cuda.driver import cuda, launch
+from numbadrop.kernels.cuda.jit import device_function, kernel
+from numbadrop.kernels.cuda.memory import load, store
+
+__all__ = ["FUNCTIONS", "IDENTITY", "apply", "move_block", "select", "sum_axis"]
+
+_THREADS = 256
+_CHUNK = 128
+"""Elements that one thread sums; the sums of such chunks are summed in turn. The order depends on
+the shape alone, and the error grows with the logarithm of the number of elements."""
+
+Function = Callable[[Any, Any, Any], Any]
+
+
+def IDENTITY(a, b, c):
+    """Return the first argument: a fill, a cast, or a copy in another order."""
+    return a
+
+
+def select(a, b, c):
+    """Return b where a is true, else c."""
+    return b if a else c
+
+
+# All take three arguments, so that one kernel serves them.
+FUNCTIONS: dict[np.ufunc, Function] = {
+    np.positive: IDENTITY,
+    np.negative: lambda a, b, c: -a,
+    np.absolute: lambda a, b, c: abs(a),
+    np.square: lambda a, b, c: a * a,
+    np.sqrt: lambda a, b, c: math.sqrt(a),
+    np.exp: lambda a, b, c: math.exp(a),
+    np.log: lambda a, b, c: math.log(a),
+    np.tanh: lambda a, b, c: math.tanh(a),
+    np.add: lambda a, b, c: a + b,
+    np.subtract: lambda a, b, c: a - b,
+    np.multiply: lambda a, b, c: a * b,
+    np.divide: lambda a, b, c: a / b,
+    # As NumPy has it, NaN is larger and smaller than any number.
+    np.maximum: lambda a, b, c: a if a >= b or a != a else b,
+    np.minimum: lambda a, b, c: a if a <= b or a != a else b,
+    np.greater: lambda a, b, c: a > b,
+    np.greater_equal: lambda a, b, c: a >= b,
+    np.less: lambda a, b, c: a < b,
+    np.less_equal: lambda a, b, c: a <= b,
+    np.equal: lambda a, b, c: a == b,
+    np.not_equal: lambda a, b, c: a != b,
+}
+"""The NumPy functions that run on a GPU."""
+
+
+@cache
+def _elementwise(function: Function, kinds: tuple[type, ...], scalar: tuple[bool, ...]) -> Any:
+    """Return the kernel for arguments that are cast to `kinds`, and are arrays or numbers."""
+    compute = device_function(function)
+    (a_kind, b_kind, c_kind) = kinds
+
+    def element(array, index):
+        return load(array, index)
+
+    def number(value, index):
+        return value
+
+    a_of, b_of, c_of = (device_function((element, number)[alone]) for alone in scalar)
+
+    @kernel(_THREADS)
+    def run(out, size, a, b, c, shape, strides):
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            left, a_at, b_at, c_at = i, 0, 0, 0
+            for axis in range(len(shape) - 1, -1, -1):
+                at = left % shape[axis]
+                left //= shape[axis]
+                a_at += at * strides[axis][0]
+                b_at += at * strides[axis][1]
+                c_at += at * strides[axis][2]
+            value = compute(a_kind(a_of(a, a_at)), b_kind(b_of(b, b_at)), c_kind(c_of(c, c_at)))
+            store(out, i, value)
+
+    return run
+
+
+def _dense(shape: tuple[int, ...]) -> list[int]:
+    """Return the strides of a C-contiguous array, in elements."""
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def _collapsed(
+    shape: tuple[int, ...], strides: list[tuple[int, ...]]
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Join neighbouring axes that every operand runs through as if they were one."""
+    lengths: list[int] = []
+    steps: list[tuple[int, ...]] = []
+    for length, step in zip(shape, strides, strict=True):
+        if length == 1:
+            continue
+        if lengths and all(a == b * length for a, b in zip(steps[-1], step, strict=True)):
+            lengths[-1] *= length
+            steps[-1] = step
+        else:
+            lengths.append(length)
+            steps.append(step)
+    return tuple(lengths or [1]), tuple(steps or [(0, 0, 0)])
+
+
+def apply(
+    function: Function,
+    out: Any,
+    *operands: Any,
+    dtypes: Sequence[np.dtype[Any]] = (),
+    axes: tuple[int, ...] | None = None,
+) -> None:
+    """Set each element of a device array to a function of those of operands, with broadcasting.
+
+    Parameters
+    ----------
+    function : callable
+        Of three elements, or an identity, see `FUNCTIONS`.
+    out : DeviceArray
+    *operands : DeviceArray or number
+        One to three. An array may be `out` itself.
+    dtypes : sequence of numpy.dtype
+        What the operands are cast to first; by default that of `out`.
+    axes : tuple of int, optional
+        Read the operands, all of one shape, with their axes in this order.
+    """
+    missing = 3 - len(operands)
+    given = [*operands, *[0] * missing]
+    kinds = tuple(dtype.type for dtype in [*(dtypes or [out.dtype] * len(operands))])
+    kinds += (out.dtype.type,) * missing
+    scalar = tuple(not hasattr(operand, "native") for operand in given)
+    strides = []
+    for operand, alone in zip(given, scalar, strict=True):
+        own = () if alone else operand.shape
+        steps = [step if length > 1 else 0 for step, length in zip(_dense(own), own, strict=True)]
+        steps = [0] * (len(out.shape) - len(own)) + steps
+        strides.append(steps if axes is None or alone else [steps[axis] for axis in axes])
+    shape, steps_of_axes = _collapsed(out.shape, list(zip(*strides, strict=True)))
+    values = [
+        kind(operand) if alone else operand.native
+        for operand, alone, kind in zip(given, scalar, kinds, strict=True)
+    ]
+    run = _elementwise(function, kinds, scalar)
+    launch(run, out.size, out.native, out.size, *values, shape, steps_of_axes)
+
+
+@cache
+def _summation(kind: type) -> Any:
+    @kernel(_THREADS)
+    def run(out, size, x, length, inner, chunks):
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            k = i % inner
+            chunk = i // inner % chunks
+            first = i // inner // chunks * length
+            total = kind(0)
+            for j in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, length)):
+                total += load(x, (first + j) * inner + k)
+            store(out, i, total)
+
+    return run
+
+
+def sum_axis(x: Any, outer: int, length: int, inner: int) -> Any:
+    """Return the sums over the middle one of three axes, shape (outer * inner,)."""
+    run = _summation(x.dtype.type)
+    while True:
+        chunks = max(1, -(-length // _CHUNK))
+        sums = type(x).empty(outer * chunks * inner, x.dtype)
+        launch(run, sums.size, sums.native, sums.size, x.native, length, inner, chunks)
+        if chunks == 1:
+            return sums
+        x, length = sums, chunks
+
+
+@cache
+def _block(rows_gathered: bool, cols_gathered: bool, write: bool) -> Any:
+    def gathered(units, at):
+        return load(units, at)
+
+    def every(units, at):
+        return at
+
+    row_of, col_of = (
+        device_function((every, gathered)[is_set]) for is_set in (rows_gathered, cols_gathered)
+    )
+
+    @kernel(_THREADS)
+    def run(block, size, whole, rows, cols, count, width):
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            at = row_of(rows, i // count) * width + col_of(cols, i % count)
+            if write:
+                store(whole, at, load(block, i))
+            else:
+                store(block, i, load(whole, at))
+
+    return run
+
+
+def move_block(block: Any, whole: Any, width: int, rows: Any, cols: Any, write: bool) -> None:
+    """Copy between a compact block and a matrix with rows of `width` elements.
+
+    Parameters
+    ----------
+    block, whole : DeviceArray
+    width : int
+    rows, cols : DeviceArray of int32, or None for all
+        Rows and columns of the matrix; any order.
+    write : bool
+        Whether the block is written into the matrix, or read from it.
+    """
+    count = max(1, width if cols is None else len(cols))
+    run = _block(rows is not None, cols is not None, write)
+    places = (() if units is None else units.native for units in (rows, cols))
+    launch(run, block.size, block.native, block.size, whole.native, *places, count, width)

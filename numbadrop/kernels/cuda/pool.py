@@ -1,0 +1,66 @@
+"""Memory that is used again, of sizes that come again in every step.
+
+To get memory from the driver takes longer than a small kernel, and to return it waits for all
+kernels. Since kernels run in the order in which they were started, memory that nobody holds can be
+given to the next, whether what used it has run or not.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["Pool", "rounded"]
+
+_LEAST = 512
+"""Bytes of the smallest block, a multiple of what any access wants to be aligned to."""
+
+Block = TypeVar("Block")
+
+
+def rounded(nbytes: int) -> int:
+    """Return the size of the block for so many bytes: at most an eighth more.
+
+    Examples
+    --------
+    >>> rounded(1), rounded(5000), rounded(1 << 20)
+    (512, 5120, 1048576)
+    """
+    step = max(1 << max(nbytes - 1, 1).bit_length() >> 4, _LEAST)
+    return -(-nbytes // step) * step
+
+
+class Pool(Generic[Block]):
+    """Blocks of memory that were given back, and where others come from.
+
+    Parameters
+    ----------
+    allocate : callable
+        Returns a new block of a size, or raises an error.
+    """
+
+    def __init__(self, allocate: Callable[[int], Block]) -> None:
+        self._allocate = allocate
+        self._free: defaultdict[int, list[Block]] = defaultdict(list)
+
+    def take(self, size: int) -> Block:
+        """Return a block of a `rounded` size.
+
+        Where there is no memory for it, blocks of other sizes are let go first.
+        """
+        try:  # Any thread may be between a look and a pop.
+            return self._free[size].pop()
+        except IndexError:
+            pass
+        try:
+            return self._allocate(size)
+        except Exception:
+            if not any(self._free.values()):
+                raise
+            self._free.clear()
+        return self._allocate(size)
+
+    def give_back(self, size: int, block: Block) -> None:
+        """Keep a block that nobody holds any more."""
+        self._free[size].append(block)

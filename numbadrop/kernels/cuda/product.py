@@ -1,0 +1,267 @@
+"""The gathered matrix product: one kernel, of which forward and both gradients are operands.
+
+A block of threads computes a tile of the product. Shared memory holds two slices of its depth, of
+both operands: while one is multiplied, the next is on its way through registers. Each thread
+multiplies from shared memory into a tile of registers (Volkov and Demmel, "Benchmarking GPUs to
+tune dense linear algebra", SC 2008).
+
+A product of few tiles is split along its depth, too. The partial products are added in order, so
+that the same device gives the same bits again.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numbadrop.kernels.cuda.driver import SIMULATED, allocate, cuda, launch
+from numbadrop.kernels.cuda.gather import PADDING, Layout, Operand, loader, place
+from numbadrop.kernels.cuda.jit import ALIGNMENT, device_function, kernel
+from numbadrop.kernels.cuda.memory import VECTOR_BYTES, load, store
+from numbadrop.kernels.cuda.tile import Tile, multiplier
+
+__all__ = ["TILES", "Ending", "Target", "multiply", "product_kernel"]
+
+TILES: dict[np.dtype[Any], tuple[Tile, ...]] = {
+    np.dtype(np.float32): (
+        Tile(128, 128, 8, thread_rows=8, thread_cols=8, warp_rows=4, warp_cols=8),
+        Tile(64, 64, 16, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8),
+    ),
+    np.dtype(np.float64): (
+        Tile(64, 64, 8, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8),
+    ),
+}
+"""Shapes to choose from, the fastest on a large product first."""
+
+if SIMULATED:  # Its threads are Python's: few of them, with all that threads have in common.
+    TILES = {
+        np.dtype(np.float32): (Tile(16, 16, 4, 4, 4, warp_rows=2, warp_cols=2),),
+        np.dtype(np.float64): (Tile(8, 8, 4, 4, 2, warp_rows=1, warp_cols=2),),
+    }
+
+_THREADS = 512
+"""Threads of a multiprocessor that the registers of the tiles suffice for."""
+_LEAST_SHARE = 64
+"""Depth below which a share is not worth a block."""
+_STEPS_A_CYCLE = 80
+"""Multiply-adds of a multiprocessor that is busy: it could do 128, of float32."""
+_BYTES_A_CYCLE = 15
+"""That a multiprocessor gets from memory when all want some."""
+_LAUNCH_CYCLES = 20_000
+"""What another kernel costs. These figures choose a plan; none of them has been measured."""
+
+
+class Ending(NamedTuple):
+    """What becomes of a sum, as far as a kernel is compiled for it."""
+
+    rows_gathered: bool = False
+    cols_gathered: bool = False
+    biased: bool = False
+    """Whether the unit of the column has a bias."""
+    added: bool = False
+    """Whether it is added to what is there; else it passes through the rectifier."""
+
+
+class Target(NamedTuple):
+    """Where a product goes; an axis that is not gathered has `()` for indices."""
+
+    data: Any
+    row_units: Any
+    row_stride: int
+    col_units: Any
+    bias: Any
+    slope: float
+    scale: float
+
+
+@cache
+def _finisher(ending: Ending, dtype: np.dtype[Any], biases_gathered: bool) -> Any:
+    """Return the device function that stores a sum."""
+    row_place, col_place = place(ending.rows_gathered), place(ending.cols_gathered)
+    element = dtype.type
+    unit, biased, added = place(biases_gathered), ending.biased, ending.added
+
+    @device_function
+    def finish(target, b, row, col, value):
+        at = row_place(target.row_units, target.row_stride, row)
+        at += col_place(target.col_units, 1, col)
+        scale = element(target.scale)
+        if added:
+            value = load(target.data, at) + scale * value
+        else:
+            slope = element(target.slope)
+            if biased:
+                value += load(target.bias, unit(b.outer_units, 1, col))
+            # Infinity times a slope of zero is zero here; NaN remains.
+            if value <= 0 and slope == 0:
+                value = element(0)
+            elif not value > 0:
+                value *= slope
+            value *= scale
+        store(target.data, at, value)
+
+    return finish
+
+
+@cache
+def product_kernel(
+    tile: Tile, dtype: np.dtype[Any], a_layout: Layout, b_layout: Layout, ending: Ending | None
+) -> Any:
+    """Return ``kernel(a, b, target, depth, share)``, for tiles of this shape.
+
+    Each layer of the grid sums over a share of the depth. Without an ending, it stores its sums in
+    a matrix of its own.
+    """
+    element = dtype.type
+    run = VECTOR_BYTES // dtype.itemsize
+    threads = tile.threads
+    a_load = loader(a_layout, dtype, tile.rows, tile.depth, threads)
+    b_load = loader(b_layout, dtype, tile.cols, tile.depth, threads)
+    a_begin, a_fetch, a_put, a_held, a_fixed = a_load
+    b_begin, b_fetch, b_put, b_held, b_fixed = b_load
+    # The places of patches are int32, and three times as many.
+    a_index, b_index = (np.int32 if layout.framed else np.int64 for layout in (a_layout, b_layout))
+    add_product = multiplier(tile, dtype)
+    padding = PADDING // dtype.itemsize
+    slice_depth = tile.depth
+    a_slice, b_slice = slice_depth * (tile.rows + padding), slice_depth * (tile.cols + padding)
+    a_size, b_size = 2 * a_slice, 2 * b_slice
+    tile_rows, tile_cols = tile.rows, tile.cols
+    rows, cols = tile.thread_rows, tile.thread_cols
+    sums_size = rows * cols
+    row_step, col_step = tile.threads_down * run, tile.threads_along * run
+    warp_rows, warp_cols = tile.warp_rows, tile.warp_cols
+    warp, warps_along = warp_rows * warp_cols, tile.threads_along // warp_cols
+    partial = ending is None
+    finish = _finisher(ending or Ending(), dtype, b_layout.outer_gathered)
+
+    # Numba adds two int32 to an int64. Where the sum is kept, a cast saves a register.
+    @kernel(threads, max(_THREADS // threads, 1))
+    def product(a, b, target, depth, share):
+        a_tile = cuda.shared.array(a_size, element, alignment=ALIGNMENT)
+        b_tile = cuda.shared.array(b_size, element, alignment=ALIGNMENT)
+        sums = cuda.local.array(sums_size, element)
+        left = cuda.local.array(rows, element, alignment=ALIGNMENT)
+        right = cuda.local.array(cols, element, alignment=ALIGNMENT)
+        a_next = cuda.local.array(a_held, element, alignment=ALIGNMENT)
+        b_next = cuda.local.array(b_held, element, alignment=ALIGNMENT)
+        a_places = cuda.local.array(a_fixed, a_index)
+        b_places = cuda.local.array(b_fixed, b_index)
+        for i in range(sums_size):
+            sums[i] = 0
+        thread = np.int32(cuda.threadIdx.x)
+        lane, number = thread % warp, thread // warp
+        row = (number // warps_along * warp_rows + lane // warp_cols) * run
+        col = (number % warps_along * warp_cols + lane % warp_cols) * run
+        first_row, first_col = cuda.blockIdx.x * tile_rows, cuda.blockIdx.y * tile_cols
+        first = np.int32(cuda.blockIdx.z * share)
+        last = np.int32(min(first + share, depth))
+
+        a_begin(a, thread, first_row, a_places)
+        b_begin(b, thread, first_col, b_places)
+        a_fetch(a, thread, first, last, depth, a_places, a_next)
+        b_fetch(b, thread, first, last, depth, b_places, b_next)
+        a_put(a_next, thread, a_tile, 0)
+        b_put(b_next, thread, b_tile, 0)
+        cuda.syncthreads()
+        now = 0
+        for at in range(first, last, np.int32(slice_depth)):
+            following = np.int32(at + slice_depth) < last
+            if following:
+                a_fetch(a, thread, at + slice_depth, last, depth, a_places, a_next)
+                b_fetch(b, thread, at + slice_depth, last, depth, b_places, b_next)
+            a_at, b_at = now * a_slice + row, now * b_slice + col
+            add_product(sums, left, right, a_tile, b_tile, a_at, b_at)
+            now = 1 - now
+            if following:
+                a_put(a_next, thread, a_tile, now * a_slice)
+                b_put(b_next, thread, b_tile, now * b_slice)
+            cuda.syncthreads()
+
+        for i in range(rows):
+            r = np.int32(first_row + row + i // run * row_step + i % run)
+            for j in range(cols):
+                c = np.int32(first_col + col + j // run * col_step + j % run)
+                if r < a.outer_count and c < b.outer_count:
+                    if partial:
+                        at = (cuda.blockIdx.z * a.outer_count + r) * b.outer_count + c
+                        store(target, at, sums[i * cols + j])
+                    else:
+                        finish(target, b, r, c, sums[i * cols + j])
+
+    return product
+
+
+@cache
+def _summing_kernel(dtype: np.dtype[Any], biases_gathered: bool, ending: Ending) -> Any:
+    """Return the kernel that adds partial products in order."""
+    element = dtype.type
+    finish = _finisher(ending, dtype, biases_gathered)
+
+    @cuda.jit
+    def add_partial_products(partial, shares, a, b, target):
+        area = a.outer_count * b.outer_count
+        for at in range(cuda.grid(1), area, cuda.gridsize(1)):
+            value = element(0)
+            for s in range(shares):
+                value += load(partial, s * area + at)
+            finish(target, b, at // b.outer_count, at % b.outer_count, value)
+
+    return add_partial_products
+
+
+@cache
+def _multiprocessors() -> int:
+    return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+
+
+def _cycles(tile: Tile, shares: int, rows: int, cols: int, depth: int, itemsize: int) -> float:
+    """Estimate the time of a product from what the busiest multiprocessor has to do."""
+    processors = _multiprocessors()
+    blocks = -(-rows // tile.rows) * -(-cols // tile.cols) * shares
+    steps = -(-blocks // processors) * -(-depth // shares) * tile.rows * tile.cols
+    cycles = steps / _STEPS_A_CYCLE
+    if shares > 1:
+        moved = 2 * shares * rows * cols * itemsize
+        cycles += _LAUNCH_CYCLES + moved / (processors * _BYTES_A_CYCLE)
+    return cycles
+
+
+@lru_cache(maxsize=1024)
+def _plan(dtype: np.dtype[Any], rows: int, cols: int, depth: int) -> tuple[Tile, int]:
+    """Choose a tile, and the depth of a share: a number of whole slices."""
+    plans = [
+        (tile, shares)
+        for tile in TILES[dtype]
+        for shares in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+        if shares == 1 or shares * _LEAST_SHARE <= depth
+    ]
+    tile, shares = min(
+        plans, key=lambda plan: _cycles(plan[0], plan[1], rows, cols, depth, dtype.itemsize)
+    )
+    return tile, -(-depth // (shares * tile.depth)) * tile.depth
+
+
+def multiply(
+    a: Operand, a_layout: Layout, b: Operand, b_layout: Layout, target: Target, ending: Ending,
+    depth: int,
+) -> None:  # fmt: skip
+    """Compute the product of two operands: a matrix of their outer axes."""
+    rows, cols, dtype = a.outer_count, b.outer_count, target.data.dtype
+    if rows == 0 or cols == 0:
+        return
+    tile, share = _plan(dtype, rows, cols, depth)
+    shares = -(-depth // share) if depth else 0
+    grid = -(-rows // tile.rows), -(-cols // tile.cols), shares
+    if shares == 1:
+        run = product_kernel(tile, dtype, a_layout, b_layout, ending)
+        run[grid, tile.threads](a, b, target, depth, share)
+        return
+    partial = allocate((shares * rows * cols,), dtype)
+    if shares:
+        run = product_kernel(tile, dtype, a_layout, b_layout, None)
+        run[grid, tile.threads](a, b, partial, depth, share)
+    add = _summing_kernel(dtype, b_layout.outer_gathered, ending)
+    launch(add, rows * cols, partial, shares, a, b, target)

@@ -1,0 +1,78 @@
+"""The negative log-likelihood under a softmax, and its gradient: a warp for each row."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from numbadrop.kernels.cuda.array import DeviceArray
+from numbadrop.kernels.cuda.driver import SIMULATED, cuda
+from numbadrop.kernels.cuda.jit import kernel
+from numbadrop.kernels.cuda.memory import load, store
+
+__all__ = ["cross_entropy", "cross_entropy_gradient"]
+
+_THREADS = 2 if SIMULATED else 32
+
+
+@cache
+def _softmax_kernel(dtype: np.dtype[Any], gradient: bool) -> Any:
+    threads, element = _THREADS, dtype.type
+
+    @kernel(threads)
+    def softmax(logits, labels, classes, factor, out):
+        shared = cuda.shared.array(threads, np.float64)
+        thread, row = cuda.threadIdx.x, cuda.blockIdx.x
+        first, label = row * classes, load(labels, row)
+        largest = load(logits, first)
+        for j in range(thread, classes, threads):
+            largest = max(largest, load(logits, first + j))
+        shared[thread] = largest
+        cuda.syncthreads()
+        for i in range(threads):
+            largest = max(largest, element(shared[i]))
+        cuda.syncthreads()
+        total = 0.0  # in float64, however many classes there are
+        for j in range(thread, classes, threads):
+            total += math.exp(load(logits, first + j) - largest)
+        shared[thread] = total
+        cuda.syncthreads()
+        total = 0.0
+        for i in range(threads):
+            total += shared[i]
+        # A label that came to be on the device cannot be refused without waiting for it.
+        known = label >= 0 and label < classes
+        if gradient:
+            share = element(factor / total)
+            for j in range(thread, classes, threads):
+                slope = share * element(math.exp(load(logits, first + j) - largest))
+                if j == label:
+                    slope -= element(factor)
+                store(out, first + j, slope if known else element(math.nan))
+        elif thread == 0:
+            own = load(logits, first + (label if known else 0))
+            loss = math.log(total) - (own - largest)
+            store(out, row, element(loss) if known else element(math.nan))
+
+    return softmax
+
+
+def _run(logits: DeviceArray, labels: DeviceArray, factor: float, out: DeviceArray) -> DeviceArray:
+    batch, classes = logits.shape
+    if batch and classes:
+        run = _softmax_kernel(logits.dtype, out.shape == logits.shape)
+        run[batch, _THREADS](logits.native, labels.native, classes, factor, out.native)
+    return out
+
+
+def cross_entropy(logits: DeviceArray, labels: DeviceArray) -> DeviceArray:
+    """See `numbadrop.kernels.cross_entropy`; a label that is out of range gives NaN."""
+    return _run(logits, labels, 1.0, DeviceArray.empty(logits.shape[:1], logits.dtype))
+
+
+def cross_entropy_gradient(logits: DeviceArray, labels: DeviceArray, factor: float) -> DeviceArray:
+    """See `numbadrop.kernels.cross_entropy_gradient`; a label out of range gives a row of NaN."""
+    return _run(logits, labels, factor, DeviceArray.empty(logits.shape, logits.dtype))

@@ -1,0 +1,88 @@
+"""The way to the kernels of a GPU, which nobody imports who has no array there."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["as_array", "cuda", "empty", "is_array", "is_host", "to_device", "to_host"]
+
+Array = NDArray[Any]
+_CUDA = "numbadrop.kernels.cuda"
+
+
+def cuda() -> Any:
+    """Return `numbadrop.kernels.cuda`.
+
+    By name, since its modules import the checks that the doors to them share with those of the CPU.
+
+    Raises
+    ------
+    MissingExtraError
+        If numba-cuda is not installed.
+    """
+    return import_module(_CUDA)
+
+
+def is_array(array: Any) -> bool:
+    """Whether this is an array of NumPy, or a `DeviceArray`, of which there is none before."""
+    return isinstance(array, np.ndarray) or (
+        _CUDA in sys.modules and isinstance(array, cuda().DeviceArray)
+    )
+
+
+def is_host(array: Any) -> bool:
+    """Whether an array, once it is one of `as_array`, lies in the memory of the host."""
+    return isinstance(array, np.ndarray)
+
+
+def as_array(array: Any) -> Array:
+    """Return a NumPy array, or a `DeviceArray` of what lies on a GPU; neither is moved."""
+    if type(array) is np.ndarray:
+        return array
+    if hasattr(array, "__cuda_array_interface__"):
+        made: Array = cuda().DeviceArray.of(array)
+        return made
+    return np.asarray(array)
+
+
+def empty(shape: tuple[int, ...], like: Array) -> Array:
+    """Return an array of undefined values, of the class and dtype of `like`."""
+    if type(like) is np.ndarray:
+        return np.empty(shape, like.dtype)
+    return np.empty(shape, like.dtype, like=like)
+
+
+def to_device(array: ArrayLike) -> Any:
+    """Return a copy of an array in the memory of the GPU.
+
+    What lies there already, of CuPy, PyTorch or Numba, becomes a `DeviceArray` without a copy.
+
+    Parameters
+    ----------
+    array : array_like
+
+    Returns
+    -------
+    DeviceArray
+        On which kernels, layers and much of NumPy work. Its `to_host` gives a NumPy array.
+
+    Raises
+    ------
+    MissingExtraError, DeviceError, DeviceMemoryError
+        If numba-cuda, a GPU with its driver, or memory on it is missing.
+    ValueError
+        If an array on the GPU is not C-contiguous.
+    """
+    array = as_array(array)
+    return cuda().DeviceArray.from_host(array) if is_host(array) else array
+
+
+def to_host(array: Any) -> Array:
+    """Return a copy of an array of NumPy or on the GPU, in the memory of the host."""
+    copy: Array = array.copy() if is_host(array) else array.to_host()
+    return copy

@@ -1,0 +1,423 @@
+"""The kernels for a GPU against the reference; under the simulator, or on a GPU if there is one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from numbadrop.index_set import IndexSet
+from numbadrop.kernels import reference
+from numbadrop.kernels.geometry import check_geometry, out_size
+from numbadrop.kernels.pooling import Window
+from numbadrop.optim import rules
+
+pytest.importorskip("numba_cuda", reason='numba-cuda is missing: pip install "numbadrop[cuda]"')
+from numba import cuda
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+if not SIMULATED and not cuda.is_available():
+    pytest.skip("no GPU, and NUMBA_ENABLE_CUDASIM is not 1", allow_module_level=True)
+
+from numbadrop.kernels.cuda import (  # noqa: E402
+    convolution,
+    elementwise,
+    matmul,
+    normalization,
+    pooling,
+    product,
+    softmax,
+    update,
+)
+from numbadrop.kernels.cuda.array import DeviceArray  # noqa: E402
+from numbadrop.kernels.cuda.gather import Layout, loader  # noqa: E402
+from numbadrop.kernels.cuda.pool import Pool, rounded  # noqa: E402
+from numbadrop.kernels.cuda.tile import Tile  # noqa: E402
+
+DTYPES = ("float32", "float64")
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
+device = DeviceArray.from_host
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_turns() -> Any:
+    """The simulator's main thread spins until its turn is over, at each barrier."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
+
+
+def agree(got: Any, wanted: Any, dtype: str) -> None:
+    assert got.dtype == wanted.dtype
+    tolerance = TOLERANCE[dtype]
+    np.testing.assert_allclose(got.to_host(), wanted, rtol=tolerance, atol=tolerance)
+
+
+def some(rng: np.random.Generator, size: int, kept: int | None) -> IndexSet | None:
+    if kept is None or kept == size:
+        return None
+    return IndexSet(np.sort(rng.choice(size, kept, replace=False)), size)
+
+
+class Product:
+    """Operands of the products, with NaN in every weight that must not be read."""
+
+    def __init__(
+        self, dtype: str, batch: int, n_in: int, n_out: int, kept_in: int | None = None,
+        kept_out: int | None = None,
+    ) -> None:  # fmt: skip
+        rng = np.random.default_rng(0)
+        self.dtype = dtype
+        self.rows, self.cols = some(rng, n_in, kept_in), some(rng, n_out, kept_out)
+        k_in, k_out = kept_in or n_in, kept_out or n_out
+        self.w = np.full((n_in, n_out), np.nan, dtype)
+        block = reference._block(self.w.shape, self.rows, self.cols)
+        self.w[block] = rng.standard_normal((k_in, k_out))
+        self.b = np.full(n_out, np.nan, dtype)
+        self.b[block[1]] = rng.standard_normal(k_out)
+        self.x = rng.standard_normal((batch, k_in)).astype(dtype)
+        self.g = rng.standard_normal((batch, k_out)).astype(dtype)
+
+    def empty(self, *shape: int) -> DeviceArray:
+        return device(np.full(shape, np.nan, self.dtype))
+
+    def check_all(self) -> None:
+        self.check_forward()
+        self.check_gradients()
+
+    def check_forward(self, **factors: float) -> None:
+        factors = {"slope": 0.0, "scale": 2.0, **factors}
+        y = matmul.gathered_linear(
+            device(self.x), device(self.w), device(self.b), self.rows, self.cols,
+            out=self.empty(*self.g.shape), **factors,
+        )  # fmt: skip
+        wanted = reference.gathered_linear(self.x, self.w, self.b, self.rows, self.cols, **factors)
+        agree(y, wanted, self.dtype)
+
+    def check_gradients(self) -> None:
+        sets = self.rows, self.cols
+        x, g, w = device(self.x), device(self.g), device(self.w)
+        dx = matmul.gathered_matmul_t(g, w, *sets, out=self.empty(*self.x.shape))
+        agree(dx, reference.gathered_matmul_t(self.g, self.w, *sets), self.dtype)
+        dw = matmul.matmul_at(x, g, out=self.empty(self.x.shape[1], self.g.shape[1]))
+        agree(dw, reference.matmul_at(self.x, self.g), self.dtype)
+        out = device(self.w)
+        matmul.scatter_matmul(x, g, *sets, out=out, alpha=-0.5)
+        wanted = reference.scatter_matmul(self.x, self.g, *sets, out=self.w.copy(), alpha=-0.5)
+        agree(out, wanted, self.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (5, 11, 9, 4, 5),
+        (9, 12, 8),  # everything in vectors
+        (3, 12, 8, 7, None),
+        (3, 12, 8, 8, 3),  # vectors of the batch alone
+        (1, 5, 12, None, 1),
+        (1, 1, 1),
+        (17, 7, 18, 7, 17),  # one more than a tile, in each direction
+        (0, 5, 12, None, 3),
+        (3, 0, 4),
+        (3, 4, 0),
+    ],
+    ids=str,
+)
+def test_products(dtype: str, sizes: tuple[int, ...]) -> None:
+    Product(dtype, *sizes).check_all()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
+def test_the_rectifier_keeps_nan_and_makes_no_other(slope: float) -> None:
+    case = Product("float32", 4, 5, 6)
+    case.x[0, 0], case.x[1, 0], case.x[2, 0] = np.nan, np.inf, -np.inf
+    with np.errstate(invalid="ignore"):
+        case.check_forward(slope=slope, scale=0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_product_without_bias(dtype: str) -> None:
+    case = Product(dtype, 3, 7, 5, 4, 3)
+    y = matmul.gathered_matmul(
+        device(case.x), device(case.w), case.rows, case.cols, out=case.empty(3, 3)
+    )
+    agree(y, reference.gathered_matmul(case.x, case.w, case.rows, case.cols), dtype)
+
+
+@pytest.mark.parametrize("share", [4, 8])
+def test_a_product_split_along_its_depth(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = product.TILES[np.dtype("float32")][-1]
+    share = max(share, tile.depth)
+    monkeypatch.setattr(product, "_plan", lambda *_: (tile, share))
+    Product("float32", 2 * share + 1, 3 * share + 1, 2 * share, 2 * share + 3, None).check_all()
+
+
+def test_a_split_adds_in_order_and_with_one_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1e8 + 1 - 1e8, in float32: 0 in this order, 1 in another.
+    tile = product.TILES[np.dtype("float32")][-1]
+    monkeypatch.setattr(product, "_plan", lambda *_: (tile, tile.depth))
+    x = np.zeros((1, 3 * tile.depth), np.float32)
+    x[0, :: tile.depth] = 1e8, 1, -1e8
+    y = DeviceArray.empty((1, 1), x.dtype)
+    ones, bias = device(np.ones((x.size, 1), x.dtype)), device(np.array([-3], x.dtype))
+    matmul.gathered_linear(device(x), ones, bias, None, None, slope=0.5, scale=2.0, out=y)
+    assert y.to_host() == -3
+
+
+def test_a_plan_covers_the_depth_with_whole_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "_multiprocessors", lambda: 132)
+    product._plan.cache_clear()
+    try:
+        for dtype, tiles in product.TILES.items():
+            for sizes in ((100, 400, 400), (1024, 2048, 2048), (1, 1, 10**6), (8, 8, 0)):
+                tile, share = product._plan(dtype, *sizes)
+                assert tile in tiles
+                assert share % tile.depth == 0
+                assert share > 0 or sizes[2] == 0
+        _, share = product._plan(np.dtype("float32"), 4, 4, 10**5)
+        assert share < 10**5  # one tile alone would leave all multiprocessors but one idle
+    finally:
+        product._plan.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tile"),
+    [
+        ("float32", Tile(128, 128, 8, 8, 8, warp_rows=4, warp_cols=8)),
+        ("float64", Tile(64, 64, 8, 8, 4, warp_rows=4, warp_cols=8)),
+    ],
+    ids=DTYPES,
+)
+def test_the_tile_of_a_real_device(dtype: str, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "_plan", lambda *_: (tile, 64))
+    Product(dtype, 3, 18, tile.cols + 2, 9, None).check_forward()
+
+
+def test_threads_that_cannot_share_a_tile_are_refused() -> None:
+    with pytest.raises(ValueError, match="48 threads cannot share a tile of 16 x 4 evenly"):
+        loader(Layout(True), np.dtype("float32"), 16, 4, 48)
+
+
+CONVOLUTIONS = [
+    # batch, size, in, out, kept, kernel, stride, padding, dilation
+    (2, (5, 4), 5, 6, (3, 2), 3, 1, 1, 1),
+    (2, (5, 4), 4, 8, (None, None), 3, 1, 1, 1),
+    (1, (7, 6), 3, 4, (None, 3), (3, 2), (2, 3), (1, 0), (1, 2)),
+    (2, (6, 5), 8, 5, (4, None), 1, 2, 0, 1),
+    (1, (4, 4), 8, 4, (4, None), 2, 2, 0, 1),
+    (1, (4, 4), 2, 2, (1, 1), 2, 3, 1, 1),
+    (0, (4, 4), 2, 2, (1, 1), 2, 1, 0, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolutions(dtype: str, case: Any) -> None:
+    batch, size, n_in, n_out, kept, kernel, stride, padding, dilation = case
+    rng = np.random.default_rng(0)
+    ins, outs = some(rng, n_in, kept[0]), some(rng, n_out, kept[1])
+    axes = check_geometry(kernel, stride, padding, dilation)
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    places, taps = out_size(axes, size), tuple(axis.kernel for axis in axes)
+    k_in, k_out = kept[0] or n_in, kept[1] or n_out
+    w, bias = np.full((*taps, n_in, n_out), np.nan, dtype), np.full(n_out, np.nan, dtype)
+    rows, cols = reference._block(w.shape[2:], ins, outs)
+    w[:, :, rows, cols] = rng.standard_normal((*taps, k_in, k_out))
+    bias[cols] = rng.standard_normal(k_out)
+    x = rng.standard_normal((batch, *size, k_in)).astype(dtype)
+    g = rng.standard_normal((batch, *places, k_out)).astype(dtype)
+
+    ending = {"slope": 0.1, "scale": 2.0}
+    y = convolution.gathered_conv2d(
+        device(x), device(w), ins, outs, axes=axes, bias=device(bias), **ending,
+        out=device(np.full(g.shape, np.nan, dtype)),
+    )  # fmt: skip
+    wanted = reference.gathered_conv2d(x, w, ins, outs, bias=bias, **geometry, **ending)
+    agree(y, wanted, dtype)
+    dx = convolution.gathered_conv2d_t(
+        device(g), device(w), ins, outs, axes=axes, out=device(np.full(x.shape, np.nan, dtype))
+    )
+    wanted = reference.gathered_conv2d_t(g, w, ins, outs, input_size=size, **geometry)
+    agree(dx, wanted, dtype)
+    dw = convolution.conv2d_at(
+        device(x), device(g), axes=axes, out=device(np.full((*taps, k_in, k_out), np.nan, dtype))
+    )
+    agree(dw, reference.conv2d_at(x, g, kernel_size=taps, **geometry), dtype)
+
+
+def test_images_beyond_32_bits_are_refused() -> None:
+    axes = check_geometry(1, 1, 0, 1)
+    with pytest.raises(ValueError, match="at most 2\\*\\*31 - 1 elements"):
+        convolution._forward((2**11, 2**10, 2**9, 2), axes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 3), (0, 3), (300, 1), (4, 0)])
+@pytest.mark.parametrize("factors", [(0.0, 2.0), (1.0, 1.0), (0.25, 1.0)])
+def test_rectifier_gradient(
+    dtype: str, shape: tuple[int, int], factors: tuple[float, float]
+) -> None:
+    rng = np.random.default_rng(0)
+    g, y = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    named = dict(zip(("slope", "scale"), factors, strict=True))
+    wanted = reference.rectifier_gradient(g, y, **named)
+    for got, right in zip(
+        elementwise.rectifier_gradient(device(g), device(y), **named), wanted, strict=True
+    ):
+        agree(got, right.astype(dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_take_columns(dtype: str) -> None:
+    x = np.full((4, 7), np.nan, dtype)
+    kept = IndexSet([0, 3, 6], 7)
+    x[:, kept.indices] = np.arange(12).reshape(4, 3)
+    y = elementwise.take_columns(device(x), kept, 2.0)
+    agree(y, reference.take_columns(x, kept, 2.0).astype(dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    logits = 100 * rng.standard_normal((6, 7)).astype(dtype)
+    labels = rng.integers(7, size=6)
+    loss = softmax.cross_entropy(device(logits), device(labels))
+    agree(loss, reference.cross_entropy(logits, labels), dtype)
+    gradient = softmax.cross_entropy_gradient(device(logits), device(labels), 0.5)
+    agree(gradient, reference.cross_entropy_gradient(logits, labels, 0.5), dtype)
+
+
+def test_a_label_out_of_range_gives_nan_in_its_row_alone() -> None:
+    logits, labels = np.ones((4, 3), np.float32), np.array([0, 3, -1, 2])
+    loss = softmax.cross_entropy(device(logits), device(labels)).to_host()
+    gradient = softmax.cross_entropy_gradient(device(logits), device(labels), 1.0).to_host()
+    assert np.isnan(loss).tolist() == [False, True, True, False]
+    assert np.isnan(gradient).all(axis=1).tolist() == [False, True, True, False]
+    assert np.isfinite(gradient[[0, 3]]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [(2,), (3, 2, 1), ((2, 3), (1, 2), (1, 1)), ((3, 2), 1)])
+def test_pooling(dtype: str, window: tuple[Any, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(3, size=(2, 6, 5, 3)).astype(dtype)  # many are equal
+    mean, sums = reference.avg_pool2d(x, *window), Window.of(*window)
+    agree(pooling.avg_pool2d(device(x), sums), mean.astype(dtype), dtype)
+    g = rng.standard_normal(mean.shape).astype(dtype)
+    dx = reference.avg_pool2d_gradient(g, x.shape, *window).astype(dtype)
+    agree(pooling.avg_pool2d_gradient(device(g), x.shape, sums), dx, dtype)
+    x[0, 0, 0, 0] = x[1, 3, 2, 1] = np.nan
+    y = reference.max_pool2d(x, *window)
+    agree(pooling.max_pool2d(device(x), sums), y, dtype)
+    dx = pooling.max_pool2d_gradient(device(g), device(x), device(y), sums)
+    agree(dx, reference.max_pool2d_gradient(g, x, y, *window), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_batch_norm(dtype: str, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((rows, 3)) + np.array([0, 1e4, 1])).astype(dtype)
+    g, w, b = (rng.standard_normal(n).astype(dtype) for n in ((rows, 3), 3, 3))
+    mean, variance = normalization.batch_moments(device(x))
+    right = reference.batch_moments(x.astype(np.float64))
+    np.testing.assert_allclose(mean.to_host(), right[0], rtol=1e-13)
+    np.testing.assert_allclose(variance.to_host(), right[1], rtol=1e-9, atol=1e-12)
+    moments = device(right[0]), device(right[1])
+    for weight, bias in ((w, b), (None, None)):
+        factors = [None if a is None else device(a) for a in (weight, bias)]
+        y = normalization.batch_norm(device(x), *moments, *factors, eps=0.1)
+        plain = (1, 0) if weight is None else (weight, bias)
+        agree(y, reference.batch_norm(x, *right, *plain, eps=0.1).astype(dtype), dtype)
+        for training in (True, False):
+            got = normalization.batch_norm_gradient(
+                device(g), device(x), *moments, factors[0], eps=0.1, training=training
+            )
+            wanted = reference.batch_norm_gradient(
+                g.astype(float), x.astype(float), *right, plain[0], eps=0.1, training=training
+            )
+            for one, other in zip(got, wanted, strict=True):
+                agree(one, other.astype(dtype), dtype)
+
+
+RULES = [
+    (rules.SGDRule(0.1, 0.2), rules.sgd, 0),
+    (rules.MomentumRule(0.9, 1.0, 0.1, 0.1, 0.2), rules.momentum, 1),
+    (rules.NAGRule(0.9, 0.1, 1.9), rules.nag, 1),
+    (rules.AdamRule(0.9, 0.1, 0.99, 0.01, 0.1, 1.0, 1e-8, 0.1, 1.0), rules.adam, 2),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kept", [(2, 3), (None, 3), (2, None), (None, None)], ids=str)
+@pytest.mark.parametrize(("rule", "element", "count"), RULES, ids=lambda value: str(value)[:3])
+def test_update_block(dtype: str, kept: Any, rule: Any, element: Any, count: int) -> None:
+    rng = np.random.default_rng(0)
+    rows, cols = some(rng, 4, kept[0]), some(rng, 5, kept[1])
+    value = rng.standard_normal((4, 5)).astype(dtype)
+    slots = rng.random((count, 4, 5)).astype(dtype)
+    grad = rng.standard_normal((kept[0] or 4, kept[1] or 5)).astype(dtype)
+    ours, ours_slots = device(value), device(slots)
+    before = value.copy()
+    update.update_block(rule, ours, ours_slots, device(grad), rows, cols)
+    reference.update_block(element, rule, value, slots, grad, rows, cols)
+    agree(ours, value, dtype)
+    agree(ours_slots, slots, dtype)
+    outside = np.ones((4, 5), np.bool_)
+    outside[reference._block(outside.shape, rows, cols)] = False
+    np.testing.assert_array_equal(ours.to_host()[outside], before[outside])
+
+
+def test_update_of_a_vector() -> None:
+    value, cols = np.arange(5.0), IndexSet([1, 4], 5)
+    ours = device(value)
+    slots = device(np.empty((0, 5)))
+    update.update_block(rules.SGDRule(1.0, 0.0), ours, slots, device(np.ones(2)), None, cols)
+    np.testing.assert_array_equal(ours.to_host(), [0, 0, 2, 3, 3])
+
+
+def test_a_pool_gives_what_was_given_back() -> None:
+    new = iter("abc")
+    pool = Pool(lambda size: next(new))
+    assert pool.take(512) == "a"
+    pool.give_back(512, "a")
+    assert pool.take(1024) == "b"
+    assert pool.take(512) == "a"
+    assert pool.take(512) == "c"
+
+
+def test_a_pool_without_memory_lets_go_of_what_is_free() -> None:
+    memory = [3 * 512]
+
+    class Block:
+        def __init__(self, size: int) -> None:
+            if size > memory[0]:
+                raise MemoryError
+            memory[0] -= size
+            self.size = size
+
+        def __del__(self) -> None:
+            if hasattr(self, "size"):
+                memory[0] += self.size
+
+    pool = Pool(Block)
+    held = pool.take(512)
+    pool.give_back(1024, pool.take(1024))
+    assert pool.take(512).size == 512  # the block of 1024 is gone
+    pool.give_back(512, held)
+    with pytest.raises(MemoryError):
+        pool.take(2048)
+
+
+def test_sizes_of_blocks() -> None:
+    for nbytes in (1, 511, 512, 513, 5000, 123_457, 1 << 20, (1 << 20) + 1):
+        size = rounded(nbytes)
+        assert size % 512 == 0
+        assert nbytes <= size <= max(nbytes * 9 // 8 + 1, nbytes + 511)
+        assert rounded(size) == size

@@ -1,0 +1,230 @@
+"""What becomes of the kernels: PTX for compute capability 9.0, made and read without a GPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from numbadrop.index_set import IndexSet
+from numbadrop.kernels.geometry import check_geometry
+from numbadrop.kernels.pooling import Window
+from numbadrop.optim import rules
+
+pytest.importorskip("numba_cuda", reason='numba-cuda is missing: pip install "numbadrop[cuda]"')
+from numba import config
+
+if config.ENABLE_CUDASIM:
+    pytest.skip("the simulator compiles nothing", allow_module_level=True)
+
+from numba.core.typing.typeof import typeof
+from numba.cuda import dispatcher, types
+from numba.cuda.cudadrv import nvvm
+from numba.cuda.np.numpy_support import from_dtype
+
+from numbadrop.kernels.cuda import (
+    array,
+    convolution,
+    driver,
+    elementwise,
+    matmul,
+    normalization,
+    pooling,
+    product,
+    softmax,
+    update,
+)
+from numbadrop.kernels.cuda.array import DeviceArray
+from numbadrop.kernels.cuda.tile import Tile
+
+try:
+    nvvm.NVVM()
+except Exception as error:
+    pytest.skip(f"no NVVM to compile with: {error}", allow_module_level=True)
+
+CAPABILITY = (9, 0)
+
+
+class Nowhere:
+    """The type of a device array, without its memory."""
+
+    def __init__(self, shape: Any, dtype: Any) -> None:
+        self.shape, self.dtype = tuple(np.atleast_1d(shape).tolist()), np.dtype(dtype)
+        self.__cuda_array_interface__ = {"data": (1 << 20, False)}
+
+    @property
+    def _numba_type_(self) -> Any:
+        return types.Array(from_dtype(self.dtype), len(self.shape), "C")
+
+    def reshape(self, *shape: Any) -> Nowhere:
+        return Nowhere(np.empty(self.shape, np.bool_).reshape(*shape).shape, self.dtype)
+
+
+class Compiled:
+    """The PTX of each kernel that was started, by its name."""
+
+    def __init__(self) -> None:
+        self.ptx: dict[str, list[str]] = {}
+        self._seen: set[Any] = set()
+
+    def start(self, kernel: Any, _: Any) -> Callable[..., None]:
+        def compile_for(*arguments: Any) -> None:
+            signature = tuple(map(typeof, arguments))
+            if (kernel.py_func, signature) in self._seen:
+                return
+            self._seen.add((kernel.py_func, signature))
+            bounds = kernel.targetoptions.get("launch_bounds")
+            text, _ = driver.cuda.compile_ptx(
+                kernel.py_func, signature, cc=CAPABILITY, launch_bounds=bounds
+            )
+            self.ptx.setdefault(kernel.py_func.__name__, []).append(text)
+
+        return compile_for
+
+    def one(self, name: str) -> str:
+        (text,) = self.ptx[name]
+        return text
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
+    """Stand in for a GPU on which memory is not there and kernels are compiled, not run."""
+    found = Compiled()
+    device = SimpleNamespace(compute_capability=CAPABILITY)
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: device)
+    monkeypatch.setattr(
+        dispatcher.CUDADispatcher, "__getitem__", lambda kernel, grid: found.start(kernel, grid)
+    )
+    monkeypatch.setattr(driver, "device_array", Nowhere)
+    monkeypatch.setattr(array, "send", lambda host, native: None)
+    monkeypatch.setattr(product, "_multiprocessors", lambda: 132)
+    yield found
+    for cached in (convolution._forward, convolution._backward, convolution._depth):
+        cached.cache_clear()
+
+
+def new(*shape: int, dtype: str = "float32") -> DeviceArray:
+    return DeviceArray.empty(shape, dtype)
+
+
+def half(size: int) -> IndexSet:
+    return IndexSet(np.arange(0, size, 2), size)
+
+
+def check_clean(ptx: str) -> None:
+    """Refuse arrays in local memory: a register tile that is not in registers."""
+    assert not re.search(r"\.local|\bst\.local|\bld\.local", ptx)
+
+
+def main_loop(ptx: str) -> str:
+    """Return the block of PTX with most multiply-adds."""
+    blocks = re.split(r"^\$L\w+:", ptx, flags=re.MULTILINE)
+    return max(blocks, key=lambda block: block.count("fma.rn"))
+
+
+def run_products(dtype: str, kept: bool) -> None:
+    n_in, n_out, batch = 2048, 1024, 1024
+    rows, cols = (half(n_in), half(n_out)) if kept else (None, None)
+    k_in, k_out = (n // 2 if kept else n for n in (n_in, n_out))
+    x, g = new(batch, k_in, dtype=dtype), new(batch, k_out, dtype=dtype)
+    w, b = new(n_in, n_out, dtype=dtype), new(n_out, dtype=dtype)
+    matmul.gathered_linear(x, w, b, rows, cols, slope=0.0, scale=2.0, out=g)
+    matmul.gathered_matmul_t(g, w, rows, cols, out=x)
+    matmul.matmul_at(x, g, out=new(k_in, k_out, dtype=dtype))
+    matmul.scatter_matmul(x, g, rows, cols, out=w, alpha=-1.0)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["dense", "gathered"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_main_loop_of_the_products(
+    dtype: str, kept: bool, compiled: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile = product.TILES[np.dtype(dtype)][0]
+    monkeypatch.setattr(product, "_plan", lambda *_: (tile, 1 << 20))
+    run_products(dtype, kept)
+    assert len(compiled.ptx["product"]) == 4
+    bits, lanes = dtype.removeprefix("float"), 128 // int(dtype.removeprefix("float"))
+    sums = tile.thread_rows * tile.thread_cols
+    for number, ptx in enumerate(compiled.ptx["product"]):
+        check_clean(ptx)
+        loop = main_loop(ptx)
+        assert loop.count(f"fma.rn.f{bits}") == sums * tile.depth
+        # Each step of the depth reads a row of A and one of B, in vectors and nothing else.
+        vectors = (tile.thread_rows + tile.thread_cols) // lanes * tile.depth
+        assert loop.count(f"ld.shared.v{lanes}.f{bits}") == vectors
+        assert not re.search(r"ld\.shared\.f", loop)
+        # Activations come in vectors, and weights do if they are dense.
+        operands = 2 if not kept or number >= 2 else 1
+        assert len(re.findall(rf"ld\.global\.v{lanes}\.", ptx)) >= 2 * operands
+
+
+def test_a_small_tile_and_a_split(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = product.TILES[np.dtype("float32")][-1]
+    monkeypatch.setattr(product, "_plan", lambda *_: (tile, 16 * tile.depth))
+    run_products("float32", kept=True)
+    for name in ("product", "add_partial_products"):
+        for ptx in compiled.ptx[name]:
+            check_clean(ptx)
+
+
+def test_a_local_array_is_seen(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Sums of this many for each thread are not unrolled, and their index is no constant.
+    tile = Tile(256, 256, 4, thread_rows=32, thread_cols=32, warp_rows=4, warp_cols=8)
+    monkeypatch.setattr(product, "_plan", lambda *_: (tile, 1 << 20))
+    x = new(256, 256)
+    matmul.matmul_at(x, x, out=new(256, 256))
+    with pytest.raises(AssertionError):
+        check_clean(compiled.one("product"))
+
+
+@pytest.mark.parametrize("channels", [64, 3], ids=["vectors", "three"])
+def test_convolutions(channels: int, compiled: Compiled) -> None:
+    axes = check_geometry(3, 1, 1, 1)
+    x, g, w = new(32, 16, 16, channels), new(32, 16, 16, 32), new(3, 3, channels, 64)
+    outs = half(64)
+    convolution.gathered_conv2d(x, w, None, outs, axes=axes, bias=None, slope=0.0, scale=1.0, out=g)
+    convolution.gathered_conv2d_t(g, w, None, outs, axes=axes, out=x)
+    convolution.conv2d_at(x, g, axes=axes, out=new(3, 3, channels, 32))
+    for ptx in compiled.ptx["product"]:
+        check_clean(ptx)
+    forward = compiled.ptx["product"][0]
+    assert ("ld.global.v4" in forward) == (channels % 4 == 0)
+
+
+def test_the_other_kernels_are_in_registers_and_in_the_dtype_of_the_arrays(
+    compiled: Compiled,
+) -> None:
+    x, y, cols = new(1000, 96), new(1000, 96), half(96)
+    elementwise.rectifier_gradient(x, y, slope=0.0, scale=2.0)
+    elementwise.take_columns(x, cols, 2.0)
+    window, images, small = Window.of(2), new(8, 6, 6, 32), new(8, 3, 3, 32)
+    pooling.max_pool2d_gradient(small, images, pooling.max_pool2d(images, window), window)
+    pooling.avg_pool2d_gradient(pooling.avg_pool2d(images, window), images.shape, window)
+    for rule, slots in (
+        (rules.SGDRule(0.1, 0.0), 0),
+        (rules.NAGRule(0.9, 0.1, 1.9), 1),
+        (rules.AdamRule(0.9, 0.1, 0.99, 0.01, 0.1, 1.0, 1e-8, 0.0, 1.0), 2),
+    ):
+        w = new(96, 50)
+        update.update_block(rule, w, new(slots, 96, 50), new(48, 50), cols, None)
+    for texts in compiled.ptx.values():
+        for ptx in texts:
+            check_clean(ptx)
+            assert not re.search(r"(add|mul|fma|div|sqrt)\.\S*f64", ptx)
+
+
+def test_those_that_sum_in_float64(compiled: Compiled) -> None:
+    x, units = new(1000, 96), new(96)
+    moments = normalization.batch_moments(x)
+    normalization.batch_norm(x, *moments, units, units, eps=0.1)
+    normalization.batch_norm_gradient(x, x, *moments, units, eps=0.1, training=True)
+    softmax.cross_entropy(x, new(1000, dtype="int64"))
+    softmax.cross_entropy_gradient(x, new(1000, dtype="int64"), 1.0)
+    for texts in compiled.ptx.values():
+        for ptx in texts:
+            check_clean(ptx)
+    assert any("add.f64" in ptx for ptx in compiled.ptx["sums"])
