@@ -73,7 +73,7 @@ def plot(report: Report, path: Path) -> None:
     )  # fmt: skip
     roofline.annotate(
         f"memory, {report.bandwidth / 1e9:.0f} GB/s", (x[0], report.bandwidth * x[0] / 1e9),
-        (0, 12), textcoords="offset points", color=MUTED,
+        (24, -4), textcoords="offset points", color=MUTED,
     )  # fmt: skip
     for product in PRODUCTS:
         of_product = [result for result in report.roof if result.title.startswith(product)]
@@ -84,13 +84,13 @@ def plot(report: Report, path: Path) -> None:
                 MARKERS[product], color=color, label=f"{way}, {product}",
             )  # fmt: skip
     roofline.set(
-        ylim=(None, 2 * report.peak / 1e9),
         xscale="log",
         yscale="log",
         xlabel="operations for each byte of operands and result",
         ylabel="GFLOP/s",
         title="Products over the batch, half of the units kept",
     )
+    roofline.set_ylim(top=2 * report.peak / 1e9)
     roofline.grid(color="#e8ecf0")
     roofline.legend(frameon=False, loc="lower right", fontsize="small")
     figure.savefig(path, dpi=150, facecolor="white")
