@@ -199,9 +199,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         elements.apply(elements.IDENTITY, out, self, axes=axes)
         return out
 
-    def sum(
-        self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
-    ) -> DeviceArray:
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> DeviceArray:
         """Return the sum over some axes, in an order that depends on the shape alone."""
         chosen = range(self.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
         over = {number % self.ndim for number in chosen}
@@ -341,9 +339,7 @@ def _check_operands(name: str, operands: tuple[Any, ...]) -> None:
         )
 
 
-def _result(
-    out: Any, inputs: tuple[Any, ...], dtype: np.dtype[Any], name: str
-) -> DeviceArray:
+def _result(out: Any, inputs: tuple[Any, ...], dtype: np.dtype[Any], name: str) -> DeviceArray:
     shape = np.broadcast_shapes(*(getattr(one, "shape", ()) for one in inputs))
     if out is None:
         return DeviceArray.empty(shape, dtype)
@@ -358,9 +354,7 @@ def _result(
 
 def _where(condition: Any, x: Any, y: Any) -> DeviceArray:
     _check_operands("numpy.where", (condition, x, y))
-    dtype = np.result_type(
-        *(one.dtype if isinstance(one, DeviceArray) else one for one in (x, y))
-    )
+    dtype = np.result_type(*(one.dtype if isinstance(one, DeviceArray) else one for one in (x, y)))
     out = _result(None, (condition, x, y), dtype, "where")
     dtypes = [np.dtype(np.bool_), dtype, dtype]
     elements.apply(elements.select, out, condition, x, y, dtypes=dtypes)
