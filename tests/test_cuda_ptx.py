@@ -22,9 +22,8 @@ if config.ENABLE_CUDASIM:
     pytest.skip("the simulator compiles nothing", allow_module_level=True)
 
 from numba.core.typing.typeof import typeof
-from numba.cuda import dispatcher, types
+from numba.cuda import dispatcher
 from numba.cuda.cudadrv import nvvm
-from numba.cuda.np.numpy_support import from_dtype
 
 from numbadrop.kernels.cuda import (
     array,
@@ -50,15 +49,11 @@ CAPABILITY = (9, 0)
 
 
 class Nowhere:
-    """The type of a device array, without its memory."""
+    """A device array without its memory."""
 
     def __init__(self, shape: Any, dtype: Any) -> None:
         self.shape, self.dtype = tuple(np.atleast_1d(shape).tolist()), np.dtype(dtype)
-        self.__cuda_array_interface__ = {"data": (1 << 20, False)}
-
-    @property
-    def _numba_type_(self) -> Any:
-        return types.Array(from_dtype(self.dtype), len(self.shape), "C")
+        self.gpu_data = SimpleNamespace(device_pointer=1 << 20)
 
     def reshape(self, *shape: Any) -> Nowhere:
         return Nowhere(np.empty(self.shape, np.bool_).reshape(*shape).shape, self.dtype)

@@ -14,25 +14,26 @@ import numpy as np
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
 from numbadrop.kernels.cuda.jit import device_function, kernel
-from numbadrop.kernels.cuda.memory import load, store
+from numbadrop.kernels.cuda.memory import address_of, load, store
 
-__all__ = ["for_each", "sum_columns"]
+__all__ = ["ALONG", "DOWN", "for_each", "grid_of", "sum_columns"]
 
-_ALONG, _DOWN = (2, 2) if SIMULATED else (32, 8)
-"""Threads of a block."""
+ALONG, DOWN = (2, 2) if SIMULATED else (32, 8)
+"""Threads of a block, along the columns and down the rows."""
 _CHUNK = 128
 """Rows of a block; more, where there were more blocks than a grid takes."""
 _MOST_CHUNKS = 65_535
 
 
-def _grid(rows: int, cols: int) -> tuple[int, tuple[int, int]]:
+def grid_of(rows: int, cols: int) -> tuple[int, tuple[int, int]]:
+    """Return the rows of a block, and the grid."""
     chunk = max(_CHUNK, -(-rows // _MOST_CHUNKS))
-    return chunk, (-(-cols // _ALONG), max(-(-rows // chunk), 1))
+    return chunk, (-(-cols // ALONG), max(-(-rows // chunk), 1))
 
 
 @cache
 def _each_kernel(body: Any) -> Any:
-    along, down = _ALONG, _DOWN
+    along, down = ALONG, DOWN
 
     @kernel(along * down)
     def each(rows, cols, chunk, operands):
@@ -45,26 +46,29 @@ def _each_kernel(body: Any) -> Any:
     return each
 
 
+def _addresses(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(address_of(one) if type(one) is DeviceArray else one for one in operands)
+
+
 def for_each(body: Any, rows: int, cols: int, *operands: Any) -> None:
     """Run the device function ``body(operands, at, row, col)`` for each element of a matrix.
 
-    `at` is its flat index.
+    `at` is its flat index. It gets arrays by their addresses.
     """
     if rows and cols:
-        chunk, grid = _grid(rows, cols)
-        _each_kernel(body)[grid, (_ALONG, _DOWN)](rows, cols, chunk, operands)
+        chunk, grid = grid_of(rows, cols)
+        _each_kernel(body)[grid, (ALONG, DOWN)](rows, cols, chunk, _addresses(operands))
 
 
 @cache
 def _sums_kernel(terms: Any, count: int, dtype: np.dtype[Any]) -> Any:
-    sum_type = dtype.type
-    along, down = _ALONG, _DOWN
+    along, down, element = ALONG, DOWN, dtype.type
     size = count * along * down
 
     @kernel(along * down)
     def sums(rows, cols, chunk, operands, out):
-        shared = cuda.shared.array(size, sum_type)
-        totals = cuda.local.array(count, sum_type)
+        shared = cuda.shared.array(size, element)
+        totals = cuda.local.array(count, element)
         for s in range(count):
             totals[s] = 0
         x, y = cuda.threadIdx.x, cuda.threadIdx.y
@@ -80,17 +84,24 @@ def _sums_kernel(terms: Any, count: int, dtype: np.dtype[Any]) -> Any:
         cuda.syncthreads()
         if y == 0 and col < cols:
             for s in range(count):
-                total = sum_type(0)
+                total = element(0)
                 for i in range(down):
                     total += shared[(s * down + i) * along + x]
-                store(out, (cuda.blockIdx.y * count + s) * cols + col, total)
+                store(out, (cuda.blockIdx.y * count + s) * cols + col, total, element)
 
     return sums
 
 
-@device_function
-def _itself(operands, at, row, col):
-    return (load(operands[0], at),)
+@cache
+def itself(dtype: np.dtype[Any]) -> Any:
+    """Return terms for plain sums."""
+    element = dtype.type
+
+    @device_function
+    def terms(operands, at, row, col):
+        return (load(operands[0], at, element),)
+
+    return terms
 
 
 def sum_columns(
@@ -100,11 +111,11 @@ def sum_columns(
 
     The device function ``terms(operands, at, row, col)`` returns it.
     """
-    chunk, grid = _grid(rows, cols)
+    chunk, grid = grid_of(rows, cols)
     out = DeviceArray.empty((grid[1], count * cols), dtype)
     if cols:
         run = _sums_kernel(terms, count, dtype)
-        run[grid, (_ALONG, _DOWN)](rows, cols, chunk, operands, out.native)
+        run[grid, (ALONG, DOWN)](rows, cols, chunk, _addresses(operands), address_of(out))
         if grid[1] > 1:
-            return sum_columns(_itself, 1, dtype, *out.shape, out.native).reshape(count, cols)
+            return sum_columns(itself(dtype), 1, dtype, *out.shape, out).reshape(count, cols)
     return out.reshape(count, cols)

@@ -14,7 +14,7 @@ import numpy as np
 
 from numbadrop.kernels.cuda.driver import cuda, launch
 from numbadrop.kernels.cuda.jit import device_function, kernel
-from numbadrop.kernels.cuda.memory import load, store
+from numbadrop.kernels.cuda.memory import address_of, load, store
 
 __all__ = ["FUNCTIONS", "IDENTITY", "apply", "move_block", "select", "sum_axis"]
 
@@ -63,19 +63,24 @@ FUNCTIONS: dict[np.ufunc, Function] = {
 """The NumPy functions that run on a GPU."""
 
 
+def _reader(stored: Any) -> Any:
+    """Return the device function that reads an array of this type, or a number if it is None."""
+    if stored is None:
+        return device_function(lambda value, index: value)
+    return device_function(lambda address, index: load(address, index, stored))
+
+
 @cache
-def _elementwise(function: Function, kinds: tuple[type, ...], scalar: tuple[bool, ...]) -> Any:
-    """Return the kernel for arguments that are cast to `kinds`, and are arrays or numbers."""
+def _elementwise(
+    function: Function, kinds: tuple[Any, ...], stored: tuple[Any, ...], result: Any
+) -> Any:
+    """Return the kernel for arguments that are cast to `kinds` before.
+
+    Arrays are of the types `stored` and `result`; None is a number.
+    """
     compute = device_function(function)
     (a_kind, b_kind, c_kind) = kinds
-
-    def element(array, index):
-        return load(array, index)
-
-    def number(value, index):
-        return value
-
-    a_of, b_of, c_of = (device_function((element, number)[alone]) for alone in scalar)
+    a_of, b_of, c_of = map(_reader, stored)
 
     @kernel(_THREADS)
     def run(out, size, a, b, c, shape, strides):
@@ -88,7 +93,7 @@ def _elementwise(function: Function, kinds: tuple[type, ...], scalar: tuple[bool
                 b_at += at * strides[axis][1]
                 c_at += at * strides[axis][2]
             value = compute(a_kind(a_of(a, a_at)), b_kind(b_of(b, b_at)), c_kind(c_of(c, c_at)))
-            store(out, i, value)
+            store(out, i, value, result)
 
     return run
 
@@ -150,11 +155,14 @@ def apply(
         strides.append(steps if axes is None or alone else [steps[axis] for axis in axes])
     shape, steps_of_axes = _collapsed(out.shape, list(zip(*strides, strict=True)))
     values = [
-        kind(operand) if alone else operand.native
+        kind(operand) if alone else address_of(operand)
         for operand, alone, kind in zip(given, scalar, kinds, strict=True)
     ]
-    run = _elementwise(function, kinds, scalar)
-    launch(run, out.size, out.native, out.size, *values, shape, steps_of_axes)
+    stored = tuple(
+        None if alone else operand.dtype.type for operand, alone in zip(given, scalar, strict=True)
+    )
+    run = _elementwise(function, kinds, stored, out.dtype.type)
+    launch(run, out.size, address_of(out), out.size, *values, shape, steps_of_axes)
 
 
 @cache
@@ -167,8 +175,8 @@ def _summation(kind: type) -> Any:
             first = i // inner // chunks * length
             total = kind(0)
             for j in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, length)):
-                total += load(x, (first + j) * inner + k)
-            store(out, i, total)
+                total += load(x, (first + j) * inner + k, kind)
+            store(out, i, total, kind)
 
     return run
 
@@ -179,16 +187,16 @@ def sum_axis(x: Any, outer: int, length: int, inner: int) -> Any:
     while True:
         chunks = max(1, -(-length // _CHUNK))
         sums = type(x).empty(outer * chunks * inner, x.dtype)
-        launch(run, sums.size, sums.native, sums.size, x.native, length, inner, chunks)
+        launch(run, sums.size, address_of(sums), sums.size, address_of(x), length, inner, chunks)
         if chunks == 1:
             return sums
         x, length = sums, chunks
 
 
 @cache
-def _block(rows_gathered: bool, cols_gathered: bool, write: bool) -> Any:
+def _block(kind: Any, rows_gathered: bool, cols_gathered: bool, write: bool) -> Any:
     def gathered(units, at):
-        return load(units, at)
+        return load(units, at, np.int32)
 
     def every(units, at):
         return at
@@ -202,9 +210,9 @@ def _block(rows_gathered: bool, cols_gathered: bool, write: bool) -> Any:
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             at = row_of(rows, i // count) * width + col_of(cols, i % count)
             if write:
-                store(whole, at, load(block, i))
+                store(whole, at, load(block, i, kind), kind)
             else:
-                store(block, i, load(whole, at))
+                store(block, i, load(whole, at, kind), kind)
 
     return run
 
@@ -222,6 +230,7 @@ def move_block(block: Any, whole: Any, width: int, rows: Any, cols: Any, write: 
         Whether the block is written into the matrix, or read from it.
     """
     count = max(1, width if cols is None else len(cols))
-    run = _block(rows is not None, cols is not None, write)
-    places = (() if units is None else units.native for units in (rows, cols))
-    launch(run, block.size, block.native, block.size, whole.native, *places, count, width)
+    run = _block(whole.dtype.type, rows is not None, cols is not None, write)
+    places = (() if units is None else address_of(units) for units in (rows, cols))
+    size = block.size
+    launch(run, size, address_of(block), size, address_of(whole), *places, count, width)

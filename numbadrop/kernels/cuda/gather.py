@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbadrop.kernels.cuda.jit import device_function
-from numbadrop.kernels.cuda.memory import VECTOR_BYTES, copy_vector, load, store
+from numbadrop.kernels.cuda.memory import (
+    VECTOR_BYTES,
+    copy_vector,
+    load,
+    load_vector,
+    store_shared,
+)
 
 __all__ = ["PADDING", "Layout", "Loader", "Operand", "loader", "place"]
 
@@ -39,10 +45,10 @@ class Layout(NamedTuple):
 
 
 class Operand(NamedTuple):
-    """An operand as its kernel takes it.
+    """An operand as its kernel takes it: addresses, and numbers of elements.
 
-    An axis that is not gathered has `()` for indices. Those of a framed operand are three for each
-    element of the axis: its place, and how far down and along it lies in the image.
+    An axis that is not gathered has 0 for indices. Those of a framed operand, int32, are three
+    for each element of the axis: its place, and how far down and along it lies in the image.
     """
 
     data: Any
@@ -77,7 +83,7 @@ def _strided(units, stride, i):
 
 @device_function
 def _gathered(units, stride, i):
-    return load(units, i) * stride
+    return load(units, i, np.int32) * stride
 
 
 def place(gathered: bool) -> Any:
@@ -112,8 +118,10 @@ def loader(layout: Layout, dtype: np.dtype[Any], outer: int, depth: int, threads
             o = min(np.int32(o), np.int32(operand.outer_count - outer_run))
             fixed[p] = outer_place(operand.outer_units, operand.outer_stride, o)
             if framed:
-                fixed[places + p] = load(operand.outer_units, operand.outer_count + o)
-                fixed[2 * places + p] = load(operand.outer_units, 2 * operand.outer_count + o)
+                down = operand.outer_count + o
+                fixed[places + p] = load(operand.outer_units, down, np.int32)
+                along = down + operand.outer_count
+                fixed[2 * places + p] = load(operand.outer_units, along, np.int32)
 
     @device_function
     def fetch(operand, thread, at, end, count, fixed, held):
@@ -128,16 +136,17 @@ def loader(layout: Layout, dtype: np.dtype[Any], outer: int, depth: int, threads
             k = min(k, np.int32(end - depth_run))
             index = fixed[f] + depth_place(operand.depth_units, operand.depth_stride, k)
             if framed:
-                down = np.int32(fixed[places + f] + load(operand.depth_units, count + k))
-                along = np.int32(fixed[2 * places + f] + load(operand.depth_units, 2 * count + k))
-                inside &= (down >= 0) & (down < np.int32(operand.height))
-                inside &= (along >= 0) & (along < np.int32(operand.width))
+                y = load(operand.depth_units, count + k, np.int32)
+                x = load(operand.depth_units, 2 * count + k, np.int32)
+                y, x = np.int32(fixed[places + f] + y), np.int32(fixed[2 * places + f] + x)
+                inside &= (y >= 0) & (y < np.int32(operand.height))
+                inside &= (x >= 0) & (x < np.int32(operand.width))
                 index = np.int32(index)
                 index = index if inside else 0
             if is_vector:
-                copy_vector(held, p * width, operand.data, index)
+                load_vector(held, p * width, operand.data, index)
             else:
-                held[p] = load(operand.data, index)
+                held[p] = load(operand.data, index, element)
             for v in range(width):
                 held[p * width + v] = held[p * width + v] if inside else element(0)
 
@@ -147,12 +156,12 @@ def loader(layout: Layout, dtype: np.dtype[Any], outer: int, depth: int, threads
             if along_depth:
                 k, o = thread % lanes * width, thread // lanes + p * step
                 for v in range(width):
-                    store(shared, at + (k + v) * pitch + o, held[p * width + v])
+                    store_shared(shared, at + (k + v) * pitch + o, held[p * width + v])
             else:
                 k, o = thread // lanes + p * step, thread % lanes * width
                 if is_vector:
                     copy_vector(shared, at + k * pitch + o, held, p * width)
                 else:
-                    store(shared, at + k * pitch + o, held[p])
+                    store_shared(shared, at + k * pitch + o, held[p])
 
     return Loader(begin, fetch, put, passes * width, 3 * places if framed else places)

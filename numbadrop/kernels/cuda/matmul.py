@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda.array import DeviceArray
+from numbadrop.kernels.cuda.memory import address_of
 from numbadrop.kernels.cuda.operands import compact, indices, submatrix, transposed
 from numbadrop.kernels.cuda.product import Ending, Target, multiply
 
@@ -31,10 +32,10 @@ def gathered_linear(
     cols: IndexSet | None, *, slope: float, scale: float, out: DeviceArray,
 ) -> DeviceArray:  # fmt: skip
     """See `numbadrop.kernels.gathered_linear`."""
-    bias = () if b is None else b.native
-    target = Target(out.native, (), out.shape[1], (), bias, slope, scale)
+    bias = 0 if b is None else address_of(b)
+    target = Target(address_of(out), 0, out.shape[1], 0, bias, slope, scale)
     ending = _PLAIN if b is None else _PLAIN._replace(biased=True)
-    multiply(*compact(x), *submatrix(w, rows, cols, False), target, ending, x.shape[1])
+    multiply(out.dtype, *compact(x), *submatrix(w, rows, cols, False), target, ending, x.shape[1])
     return out
 
 
@@ -43,15 +44,15 @@ def gathered_matmul_t(
     out: DeviceArray,
 ) -> DeviceArray:  # fmt: skip
     """See `numbadrop.kernels.gathered_matmul_t`."""
-    target = Target(out.native, (), out.shape[1], (), (), 1.0, 1.0)
-    multiply(*compact(g), *submatrix(w, rows, cols, True), target, _PLAIN, g.shape[1])
+    target = Target(address_of(out), 0, out.shape[1], 0, 0, 1.0, 1.0)
+    multiply(out.dtype, *compact(g), *submatrix(w, rows, cols, True), target, _PLAIN, g.shape[1])
     return out
 
 
 def matmul_at(x: DeviceArray, g: DeviceArray, *, out: DeviceArray) -> DeviceArray:
     """See `numbadrop.kernels.matmul_at`."""
-    target = Target(out.native, (), out.shape[1], (), (), 1.0, 1.0)
-    multiply(*transposed(x), *transposed(g), target, _PLAIN, len(x))
+    target = Target(address_of(out), 0, out.shape[1], 0, 0, 1.0, 1.0)
+    multiply(out.dtype, *transposed(x), *transposed(g), target, _PLAIN, len(x))
     return out
 
 
@@ -60,7 +61,7 @@ def scatter_matmul(
     out: DeviceArray, alpha: float,
 ) -> DeviceArray:  # fmt: skip
     """See `numbadrop.kernels.scatter_matmul`."""
-    target = Target(out.native, indices(rows), out.shape[1], indices(cols), (), 1.0, alpha)
+    target = Target(address_of(out), indices(rows), out.shape[1], indices(cols), 0, 1.0, alpha)
     ending = Ending(rows is not None, cols is not None, added=True)
-    multiply(*transposed(x), *transposed(g), target, ending, len(x))
+    multiply(out.dtype, *transposed(x), *transposed(g), target, ending, len(x))
     return out

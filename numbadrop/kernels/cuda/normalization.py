@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,79 +18,124 @@ __all__ = ["batch_moments", "batch_norm", "batch_norm_gradient"]
 _DOUBLE = np.dtype(np.float64)
 
 
-@device_function
-def _distances(operands, at, row, col):
-    # From the first row: one of the data, so that a large mean costs no precision.
-    distance = np.float64(load(operands[0], at)) - load(operands[0], col)
-    return distance, distance * distance
+@cache
+def _distances(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        # From the first row: one of the data, so that a large mean costs no precision.
+        distance = np.float64(load(operands[0], at, element)) - load(operands[0], col, element)
+        return distance, distance * distance
+
+    return body
 
 
-@device_function
-def _moments(operands, at, row, col):
-    x, sums, rows, units, mean, variance = operands
-    first, second = load(sums, col) / rows, load(sums, units + col) / rows
-    store(mean, col, load(x, col) + first)
-    store(variance, col, max(second - first * first, 0.0))
+@cache
+def _moments(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        x, sums, rows, units, mean, variance = operands
+        first = load(sums, col, np.float64) / rows
+        second = load(sums, units + col, np.float64) / rows
+        store(mean, col, load(x, col, element) + first, np.float64)
+        store(variance, col, max(second - first * first, 0.0), np.float64)
+
+    return body
 
 
-@device_function
-def _products(operands, at, row, col):
-    g, x, mean = operands
-    value = np.float64(load(g, at))
-    return value, value * (load(x, at) - load(mean, col))
+@cache
+def _products(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        g, x, mean = operands
+        value = np.float64(load(g, at, element))
+        return value, value * (load(x, at, element) - load(mean, col, np.float64))
+
+    return body
 
 
-@device_function
-def _forward_coefficients(operands, at, row, col):
-    variance, eps, weight, bias, weighted, biased, units, out = operands
-    slope = 1 / math.sqrt(load(variance, col) + eps)
-    if weighted:
-        slope *= load(weight, col)
-    store(out, col, slope)
-    store(out, units + col, np.float64(load(bias, col)) if biased else 0.0)
+@cache
+def _forward_coefficients(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        variance, eps, weight, bias, weighted, biased, units, coefficients = operands
+        slope = 1 / math.sqrt(load(variance, col, np.float64) + eps)
+        if weighted:
+            slope *= load(weight, col, element)
+        offset = np.float64(load(bias, col, element)) if biased else 0.0
+        store(coefficients, col, slope, np.float64)
+        store(coefficients, units + col, offset, np.float64)
+
+    return body
 
 
-@device_function
-def _normalize(operands, at, row, col):
-    x, mean, coefficients, units, y = operands
-    value = (load(x, at) - load(mean, col)) * load(coefficients, col)
-    store(y, at, value + load(coefficients, units + col))
+@cache
+def _normalize(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        x, mean, coefficients, units, y = operands
+        value = (load(x, at, element) - load(mean, col, np.float64)) * load(
+            coefficients, col, np.float64
+        )
+        store(y, at, value + load(coefficients, units + col, np.float64), element)
+
+    return body
 
 
-@device_function
-def _gradient_coefficients(operands, at, row, col):
-    variance, eps, weight, weighted, sums, rows, units, training, out, d_weight, d_bias = operands
-    scale = 1 / math.sqrt(load(variance, col) + eps)
-    total, moment = load(sums, col), load(sums, units + col)
-    gain = scale * load(weight, col) if weighted else scale
-    store(d_weight, col, moment * scale)
-    store(d_bias, col, total)
-    store(out, col, gain)
-    # In training, x acts through the moments, too.
-    store(out, units + col, -gain * scale * scale * moment / rows if training else 0.0)
-    store(out, 2 * units + col, -gain * total / rows if training else 0.0)
+@cache
+def _gradient_coefficients(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        variance, eps, weight, weighted, sums, rows, units, training = operands[:8]
+        coefficients, d_weight, d_bias = operands[8:]
+        scale = 1 / math.sqrt(load(variance, col, np.float64) + eps)
+        total, moment = load(sums, col, np.float64), load(sums, units + col, np.float64)
+        gain = scale * load(weight, col, element) if weighted else scale
+        store(d_weight, col, moment * scale, element)
+        store(d_bias, col, total, element)
+        store(coefficients, col, gain, np.float64)
+        # In training, x acts through the moments, too.
+        share = gain / rows if training else 0.0
+        store(coefficients, units + col, -share * scale * scale * moment, np.float64)
+        store(coefficients, 2 * units + col, -share * total, np.float64)
+
+    return body
 
 
-@device_function
-def _normalize_gradient(operands, at, row, col):
-    g, x, mean, coefficients, units, dx = operands
-    value = load(g, at) * load(coefficients, col)
-    distance = load(x, at) - load(mean, col)
-    value += distance * load(coefficients, units + col) + load(coefficients, 2 * units + col)
-    store(dx, at, value)
+@cache
+def _normalize_gradient(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
 
+    @device_function
+    def body(operands, at, row, col):
+        g, x, mean, coefficients, units, dx = operands
+        value = load(g, at, element) * load(coefficients, col, np.float64)
+        distance = load(x, at, element) - load(mean, col, np.float64)
+        value += distance * load(coefficients, units + col, np.float64) + load(
+            coefficients, 2 * units + col, np.float64
+        )
+        store(dx, at, value, element)
 
-def _native(given: DeviceArray | None, other: DeviceArray) -> Any:
-    """Return what a kernel takes; of what is not given it reads nothing."""
-    return (other if given is None else given).native
+    return body
 
 
 def batch_moments(x: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
     """See `numbadrop.kernels.batch_moments`."""
     rows, units = x.shape
-    sums = sum_columns(_distances, 2, _DOUBLE, rows, units, x.native)
+    sums = sum_columns(_distances(x.dtype), 2, _DOUBLE, rows, units, x)
     mean, variance = DeviceArray.empty(units, _DOUBLE), DeviceArray.empty(units, _DOUBLE)
-    for_each(_moments, 1, units, x.native, sums.native, rows, units, mean.native, variance.native)
+    for_each(_moments(x.dtype), 1, units, x, sums, rows, units, mean, variance)
     return mean, variance
 
 
@@ -100,13 +146,15 @@ def batch_norm(
     """See `numbadrop.kernels.batch_norm`."""
     rows, units = x.shape
     coefficients = DeviceArray.empty((2, units), _DOUBLE)
+    # Of an array that is not given nothing is read, so that it may be any.
+    factors = (x if weight is None else weight), (x if bias is None else bias)
+    given = weight is not None, bias is not None
     for_each(
-        _forward_coefficients, 1, units,
-        variance.native, eps, _native(weight, x), _native(bias, x),
-        weight is not None, bias is not None, units, coefficients.native,
+        _forward_coefficients(x.dtype), 1, units,
+        variance, eps, *factors, *given, units, coefficients,
     )  # fmt: skip
     y = DeviceArray.empty(x.shape, x.dtype)
-    for_each(_normalize, rows, units, x.native, mean.native, coefficients.native, units, y.native)
+    for_each(_normalize(x.dtype), rows, units, x, mean, coefficients, units, y)
     return y
 
 
@@ -116,17 +164,14 @@ def batch_norm_gradient(
 ) -> tuple[DeviceArray, DeviceArray, DeviceArray]:  # fmt: skip
     """See `numbadrop.kernels.batch_norm_gradient`."""
     rows, units = x.shape
-    sums = sum_columns(_products, 2, _DOUBLE, rows, units, g.native, x.native, mean.native)
+    sums = sum_columns(_products(x.dtype), 2, _DOUBLE, rows, units, g, x, mean)
     coefficients = DeviceArray.empty((3, units), _DOUBLE)
     d_weight, d_bias = DeviceArray.empty(units, x.dtype), DeviceArray.empty(units, x.dtype)
     for_each(
-        _gradient_coefficients, 1, units,
-        variance.native, eps, _native(weight, x), weight is not None, sums.native, rows, units,
-        training and rows > 0, coefficients.native, d_weight.native, d_bias.native,
+        _gradient_coefficients(x.dtype), 1, units,
+        variance, eps, x if weight is None else weight, weight is not None, sums, rows, units,
+        training and rows > 0, coefficients, d_weight, d_bias,
     )  # fmt: skip
     dx = DeviceArray.empty(x.shape, x.dtype)
-    for_each(
-        _normalize_gradient, rows, units,
-        g.native, x.native, mean.native, coefficients.native, units, dx.native,
-    )  # fmt: skip
+    for_each(_normalize_gradient(x.dtype), rows, units, g, x, mean, coefficients, units, dx)
     return dx, d_weight, d_bias

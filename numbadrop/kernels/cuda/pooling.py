@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 
 from numbadrop.kernels.cuda.array import DeviceArray
@@ -19,81 +22,101 @@ def _first_window(pixel, size, stride, padding):
     return max((pixel + padding - size + stride) // stride, 0)
 
 
-@device_function
-def _pool(operands, at, row, col):
-    x, y, window, height, width, out_height, out_width, units, largest, start, factor = operands
-    image, i, j = row // out_width // out_height, row // out_width % out_height, row % out_width
-    top = i * window.stride_down - window.padding_above
-    left = j * window.stride_right - window.padding_left
-    value = start
-    for r in range(max(top, 0), min(top + window.height, height)):
-        for c in range(max(left, 0), min(left + window.width, width)):
-            pixel = load(x, ((image * height + r) * width + c) * units + col)
-            if not largest:
-                value += pixel
-            elif pixel > value or pixel != pixel:  # a NaN remains
-                value = pixel
-    store(y, at, factor * value)
+@cache
+def _pool(dtype: np.dtype[Any], largest: bool) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        x, y, window, height, width, out_height, out_width, units, start, factor = operands
+        image, i, j = row // out_width // out_height, row // out_width % out_height, row % out_width
+        top = i * window.stride_down - window.padding_above
+        left = j * window.stride_right - window.padding_left
+        value = start
+        for r in range(max(top, 0), min(top + window.height, height)):
+            for c in range(max(left, 0), min(left + window.width, width)):
+                pixel = load(x, ((image * height + r) * width + c) * units + col, element)
+                if not largest:
+                    value += pixel
+                elif pixel > value or pixel != pixel:  # a NaN remains
+                    value = pixel
+        store(y, at, factor * value, element)
+
+    return body
 
 
-@device_function
-def _avg_gradient(operands, at, row, col):
-    g, dx, window, height, width, out_height, out_width, units, zero, factor = operands
-    image, r, c = row // width // height, row // width % height, row % width
-    down, right = window.stride_down, window.stride_right
-    top, left = r + window.padding_above, c + window.padding_left
-    total = zero
-    for i in range(
-        _first_window(r, window.height, down, window.padding_above),
-        min(top // down + 1, out_height),
-    ):
-        for j in range(
-            _first_window(c, window.width, right, window.padding_left),
-            min(left // right + 1, out_width),
+@cache
+def _avg_gradient(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        g, dx, window, height, width, out_height, out_width, units, factor = operands
+        image, r, c = row // width // height, row // width % height, row % width
+        down, right = window.stride_down, window.stride_right
+        top, left = r + window.padding_above, c + window.padding_left
+        total = element(0)
+        for i in range(
+            _first_window(r, window.height, down, window.padding_above),
+            min(top // down + 1, out_height),
         ):
-            total += load(g, ((image * out_height + i) * out_width + j) * units + col)
-    store(dx, at, factor * total)
+            for j in range(
+                _first_window(c, window.width, right, window.padding_left),
+                min(left // right + 1, out_width),
+            ):
+                total += load(g, ((image * out_height + i) * out_width + j) * units + col, element)
+        store(dx, at, factor * total, element)
+
+    return body
 
 
-@device_function
-def _max_gradient(operands, at, row, col):
-    g, dx, window, height, width, out_height, out_width, units, zero, x, y = operands
-    image, r, c = row // width // height, row // width % height, row % width
-    down, right = window.stride_down, window.stride_right
-    above, aside = window.padding_above, window.padding_left
-    pixel, total = load(x, at), zero
-    for i in range(
-        _first_window(r, window.height, down, above), min((r + above) // down + 1, out_height)
-    ):
-        for j in range(
-            _first_window(c, window.width, right, aside), min((c + aside) // right + 1, out_width)
+@cache
+def _max_gradient(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        g, dx, window, height, width, out_height, out_width, units, x, y = operands
+        image, r, c = row // width // height, row // width % height, row % width
+        down, right = window.stride_down, window.stride_right
+        above, aside = window.padding_above, window.padding_left
+        pixel, total = load(x, at, element), element(0)
+        for i in range(
+            _first_window(r, window.height, down, above), min((r + above) // down + 1, out_height)
         ):
-            out = ((image * out_height + i) * out_width + j) * units + col
-            largest = load(y, out)
-            if pixel == largest or pixel != pixel:
-                # Of equal ones the first takes it all.
-                first = True
-                left = max(j * right - aside, 0)
-                end = min(j * right - aside + window.width, width)
-                for s in range(max(i * down - above, 0), r + 1):
-                    for t in range(left, c if s == r else end):
-                        other = load(x, ((image * height + s) * width + t) * units + col)
-                        first = first and not (other == largest or other != other)
-                if first:
-                    total += load(g, out)
-    store(dx, at, total)
+            for j in range(
+                _first_window(c, window.width, right, aside),
+                min((c + aside) // right + 1, out_width),
+            ):
+                out = ((image * out_height + i) * out_width + j) * units + col
+                largest = load(y, out, element)
+                if pixel == largest or pixel != pixel:
+                    # Of equal ones the first takes it all.
+                    first = True
+                    left = max(j * right - aside, 0)
+                    end = min(j * right - aside + window.width, width)
+                    for s in range(max(i * down - above, 0), r + 1):
+                        for t in range(left, c if s == r else end):
+                            other = load(
+                                x, ((image * height + s) * width + t) * units + col, element
+                            )
+                            first = first and not (other == largest or other != other)
+                    if first:
+                        total += load(g, out, element)
+        store(dx, at, total, element)
+
+    return body
 
 
 def _pooled(
     x: DeviceArray, window: Window, largest: bool, start: float, factor: float
 ) -> DeviceArray:
     batch, height, width, units = x.shape
-    places = window.positions(height, width)
-    y, real = DeviceArray.empty((batch, *places, units), x.dtype), x.dtype.type
+    places, real = window.positions(height, width), x.dtype.type
+    y = DeviceArray.empty((batch, *places, units), x.dtype)
     for_each(
-        _pool, batch * places[0] * places[1], units,
-        x.native, y.native, window, height, width, *places, units,
-        largest, real(start), real(factor),
+        _pool(x.dtype, largest), batch * places[0] * places[1], units,
+        x, y, window, height, width, *places, units, real(start), real(factor),
     )  # fmt: skip
     return y
 
@@ -115,9 +138,8 @@ def max_pool2d_gradient(
     dx = DeviceArray.empty(x.shape, x.dtype)
     batch, height, width, units = x.shape
     for_each(
-        _max_gradient, batch * height * width, units,
-        g.native, dx.native, window, height, width, *g.shape[1:3], units,
-        x.dtype.type(0), x.native, y.native,
+        _max_gradient(x.dtype), batch * height * width, units,
+        g, dx, window, height, width, *g.shape[1:3], units, x, y,
     )  # fmt: skip
     return dx
 
@@ -130,8 +152,7 @@ def avg_pool2d_gradient(
     batch, height, width, units = shape
     factor = g.dtype.type(1 / (window.height * window.width))
     for_each(
-        _avg_gradient, batch * height * width, units,
-        g.native, dx.native, window, height, width, *g.shape[1:3], units,
-        g.dtype.type(0), factor,
+        _avg_gradient(g.dtype), batch * height * width, units,
+        g, dx, window, height, width, *g.shape[1:3], units, factor,
     )  # fmt: skip
     return dx

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numbadrop.kernels.cuda.driver import SIMULATED, allocate, cuda, launch
+from numbadrop.kernels.cuda.array import DeviceArray
+from numbadrop.kernels.cuda.driver import SIMULATED, cuda, launch
 from numbadrop.kernels.cuda.gather import PADDING, Layout, Operand, loader, place
 from numbadrop.kernels.cuda.jit import ALIGNMENT, device_function, kernel
-from numbadrop.kernels.cuda.memory import VECTOR_BYTES, load, store
+from numbadrop.kernels.cuda.memory import VECTOR_BYTES, address_of, load, store
 from numbadrop.kernels.cuda.tile import Tile, multiplier
 
 __all__ = ["TILES", "Ending", "Target", "multiply", "product_kernel"]
@@ -65,7 +66,7 @@ class Ending(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where a product goes; an axis that is not gathered has `()` for indices."""
+    """Where a product goes: addresses; 0 stands for what there is not."""
 
     data: Any
     row_units: Any
@@ -89,18 +90,18 @@ def _finisher(ending: Ending, dtype: np.dtype[Any], biases_gathered: bool) -> An
         at += col_place(target.col_units, 1, col)
         scale = element(target.scale)
         if added:
-            value = load(target.data, at) + scale * value
+            value = load(target.data, at, element) + scale * value
         else:
             slope = element(target.slope)
             if biased:
-                value += load(target.bias, unit(b.outer_units, 1, col))
+                value += load(target.bias, unit(b.outer_units, 1, col), element)
             # Infinity times a slope of zero is zero here; NaN remains.
             if value <= 0 and slope == 0:
                 value = element(0)
             elif not value > 0:
                 value *= slope
             value *= scale
-        store(target.data, at, value)
+        store(target.data, at, value, element)
 
     return finish
 
@@ -187,7 +188,7 @@ def product_kernel(
                 if r < a.outer_count and c < b.outer_count:
                     if partial:
                         at = (cuda.blockIdx.z * a.outer_count + r) * b.outer_count + c
-                        store(target, at, sums[i * cols + j])
+                        store(target, at, sums[i * cols + j], element)
                     else:
                         finish(target, b, r, c, sums[i * cols + j])
 
@@ -206,7 +207,7 @@ def _summing_kernel(dtype: np.dtype[Any], biases_gathered: bool, ending: Ending)
         for at in range(cuda.grid(1), area, cuda.gridsize(1)):
             value = element(0)
             for s in range(shares):
-                value += load(partial, s * area + at)
+                value += load(partial, s * area + at, element)
             finish(target, b, at // b.outer_count, at % b.outer_count, value)
 
     return add_partial_products
@@ -245,11 +246,11 @@ def _plan(dtype: np.dtype[Any], rows: int, cols: int, depth: int) -> tuple[Tile,
 
 
 def multiply(
-    a: Operand, a_layout: Layout, b: Operand, b_layout: Layout, target: Target, ending: Ending,
-    depth: int,
+    dtype: np.dtype[Any], a: Operand, a_layout: Layout, b: Operand, b_layout: Layout,
+    target: Target, ending: Ending, depth: int,
 ) -> None:  # fmt: skip
     """Compute the product of two operands: a matrix of their outer axes."""
-    rows, cols, dtype = a.outer_count, b.outer_count, target.data.dtype
+    rows, cols = a.outer_count, b.outer_count
     if rows == 0 or cols == 0:
         return
     tile, share = _plan(dtype, rows, cols, depth)
@@ -259,7 +260,8 @@ def multiply(
         run = product_kernel(tile, dtype, a_layout, b_layout, ending)
         run[grid, tile.threads](a, b, target, depth, share)
         return
-    partial = allocate((shares * rows * cols,), dtype)
+    sums = DeviceArray.empty(max(shares, 1) * rows * cols, dtype)
+    partial = address_of(sums)
     if shares:
         run = product_kernel(tile, dtype, a_layout, b_layout, None)
         run[grid, tile.threads](a, b, partial, depth, share)

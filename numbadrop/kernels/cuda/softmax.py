@@ -11,7 +11,7 @@ import numpy as np
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
 from numbadrop.kernels.cuda.jit import kernel
-from numbadrop.kernels.cuda.memory import load, store
+from numbadrop.kernels.cuda.memory import address_of, load, store
 
 __all__ = ["cross_entropy", "cross_entropy_gradient"]
 
@@ -26,10 +26,10 @@ def _softmax_kernel(dtype: np.dtype[Any], gradient: bool) -> Any:
     def softmax(logits, labels, classes, factor, out):
         shared = cuda.shared.array(threads, np.float64)
         thread, row = cuda.threadIdx.x, cuda.blockIdx.x
-        first, label = row * classes, load(labels, row)
-        largest = load(logits, first)
+        first, label = row * classes, load(labels, row, np.int64)
+        largest = load(logits, first, element)
         for j in range(thread, classes, threads):
-            largest = max(largest, load(logits, first + j))
+            largest = max(largest, load(logits, first + j, element))
         shared[thread] = largest
         cuda.syncthreads()
         for i in range(threads):
@@ -37,7 +37,7 @@ def _softmax_kernel(dtype: np.dtype[Any], gradient: bool) -> Any:
         cuda.syncthreads()
         total = 0.0  # in float64, however many classes there are
         for j in range(thread, classes, threads):
-            total += math.exp(load(logits, first + j) - largest)
+            total += math.exp(load(logits, first + j, element) - largest)
         shared[thread] = total
         cuda.syncthreads()
         total = 0.0
@@ -48,14 +48,14 @@ def _softmax_kernel(dtype: np.dtype[Any], gradient: bool) -> Any:
         if gradient:
             share = element(factor / total)
             for j in range(thread, classes, threads):
-                slope = share * element(math.exp(load(logits, first + j) - largest))
+                slope = share * element(math.exp(load(logits, first + j, element) - largest))
                 if j == label:
                     slope -= element(factor)
-                store(out, first + j, slope if known else element(math.nan))
+                store(out, first + j, slope if known else element(math.nan), element)
         elif thread == 0:
-            own = load(logits, first + (label if known else 0))
+            own = load(logits, first + (label if known else 0), element)
             loss = math.log(total) - (own - largest)
-            store(out, row, element(loss) if known else element(math.nan))
+            store(out, row, element(loss) if known else element(math.nan), element)
 
     return softmax
 
@@ -64,7 +64,13 @@ def _run(logits: DeviceArray, labels: DeviceArray, factor: float, out: DeviceArr
     batch, classes = logits.shape
     if batch and classes:
         run = _softmax_kernel(logits.dtype, out.shape == logits.shape)
-        run[batch, _THREADS](logits.native, labels.native, classes, factor, out.native)
+        run[batch, _THREADS](
+            address_of(logits),
+            address_of(labels),
+            classes,
+            factor,
+            address_of(out),
+        )
     return out
 
 

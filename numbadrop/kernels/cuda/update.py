@@ -10,11 +10,11 @@ import numpy as np
 
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda.array import DeviceArray
-from numbadrop.kernels.cuda.columns import for_each
-from numbadrop.kernels.cuda.driver import SIMULATED
+from numbadrop.kernels.cuda.columns import ALONG, DOWN, grid_of
+from numbadrop.kernels.cuda.driver import SIMULATED, cuda
 from numbadrop.kernels.cuda.gather import place
-from numbadrop.kernels.cuda.jit import device_function
-from numbadrop.kernels.cuda.memory import load
+from numbadrop.kernels.cuda.jit import device_function, kernel
+from numbadrop.kernels.cuda.memory import address_of, load, store
 from numbadrop.kernels.cuda.operands import indices
 from numbadrop.kernels.update import rule_of
 
@@ -31,17 +31,32 @@ if not SIMULATED:
 
 
 @cache
-def _body(hyper: type, rows_gathered: bool, cols_gathered: bool) -> Any:
-    update_element = device_function(rule_of(hyper).function)
+def _update_kernel(
+    hyper: Any, dtype: np.dtype[Any], rows_gathered: bool, cols_gathered: bool
+) -> Any:
+    function, count = rule_of(hyper)
+    update_element, element = device_function(function), dtype.type
     row_place, col_place = place(rows_gathered), place(cols_gathered)
+    along, down, shape = ALONG, DOWN, (max(count, 1), 1)
 
-    @device_function
-    def body(operands, at, row, col):
-        rule, value, slots, grad, rows, width, cols = operands
-        j = row_place(rows, width, row) + col_place(cols, 1, col)
-        update_element(rule, value, slots, j, load(grad, at))
+    @kernel(along * down)
+    def update(rule, rows, cols, chunk, value, slots, size, grad, row_units, width, col_units):
+        # The rule sees arrays of one weight, which become registers.
+        w, own = cuda.local.array(1, element), cuda.local.array(shape, element)
+        col = cuda.blockIdx.x * along + cuda.threadIdx.x
+        first = cuda.blockIdx.y * chunk
+        if col < cols:
+            for row in range(first + cuda.threadIdx.y, min(first + chunk, rows), down):
+                at = row_place(row_units, width, row) + col_place(col_units, 1, col)
+                w[0] = load(value, at, element)
+                for s in range(count):
+                    own[s, 0] = load(slots, s * size + at, element)
+                update_element(rule, w, own, 0, load(grad, row * cols + col, element))
+                store(value, at, w[0], element)
+                for s in range(count):
+                    store(slots, s * size + at, own[s, 0], element)
 
-    return body
+    return update
 
 
 def update_block(
@@ -49,13 +64,16 @@ def update_block(
     rows: IndexSet | None, cols: IndexSet | None,
 ) -> None:  # fmt: skip
     """See `numbadrop.kernels.update_block`."""
-    # In float64 the rule's numbers would double the width of all sums.
     hyper: Any = type(rule)
-    rule = hyper(*map(value.dtype.type, rule))
-    size, width = value.size, value.shape[-1]
-    block = (1, *grad.shape)[-2:]
-    for_each(
-        _body(hyper, rows is not None, cols is not None), *block,
-        rule, value.native.reshape(size), slots.native.reshape(len(slots), size), grad.native,
-        indices(rows), width, indices(cols),
+    dtype = value.dtype
+    if grad.size == 0:
+        return
+    # In float64 the rule's numbers would double the width of all sums.
+    rule = hyper(*map(dtype.type, rule))
+    row_count, col_count = (1, *grad.shape)[-2:]
+    chunk, grid = grid_of(row_count, col_count)
+    _update_kernel(hyper, dtype, rows is not None, cols is not None)[grid, (ALONG, DOWN)](
+        rule, row_count, col_count, chunk,
+        address_of(value), address_of(slots), value.size, address_of(grad),
+        indices(rows), value.shape[-1], indices(cols),
     )  # fmt: skip
