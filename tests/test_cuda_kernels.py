@@ -159,11 +159,11 @@ def test_a_product_split_along_its_depth(share: int, monkeypatch: pytest.MonkeyP
 
 
 def test_a_split_adds_in_order_and_with_one_ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 1e8 + 1 - 1e8, in float32: 0 in this order, 1 in another.
+    # 1 + 1e8 - 1e8, in float32: 0 in this order, 1 in the other.
     tile = product.TILES[np.dtype("float32")][-1]
     monkeypatch.setattr(product, "_plan", lambda *_: (tile, tile.depth))
     x = np.zeros((1, 3 * tile.depth), np.float32)
-    x[0, :: tile.depth] = 1e8, 1, -1e8
+    x[0, :: tile.depth] = 1, 1e8, -1e8
     y = DeviceArray.empty((1, 1), x.dtype)
     ones, bias = device(np.ones((x.size, 1), x.dtype)), device(np.array([-3], x.dtype))
     matmul.gathered_linear(device(x), ones, bias, None, None, slope=0.5, scale=2.0, out=y)
