@@ -143,6 +143,8 @@ def test_there_and_back():
     assert net.device == "cuda"
     with pytest.raises(ValueError, match="device must be 'cpu' or 'cuda', got 'tpu'"):
         net.to("tpu")
+    there = net.parameters()[0].value
+    assert net.to("cuda").parameters()[0].value is there
     saved = net.state_dict()
     net.load_state_dict({name: value + 1 for name, value in saved.items()})
     net.to("cpu")

@@ -202,7 +202,7 @@ class Module:
         """Move all parameters and buffers into the memory of the host or of the GPU.
 
         Gradients are forgotten. An optimizer keeps its slots where the parameters were when it was
-        made: make it after this.
+        made: make it after this. What is there already stays as it is.
 
         Parameters
         ----------
@@ -223,6 +223,8 @@ class Module:
         """
         if device not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+        if device == self.device:
+            return self
         move = to_device if device == "cuda" else to_host
         moved = {name: move(value) for name, value in self._state().items()}
         for name, holder in self._holders().items():
