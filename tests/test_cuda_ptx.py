@@ -21,6 +21,7 @@ from numba import config
 if config.ENABLE_CUDASIM:
     pytest.skip("the simulator compiles nothing", allow_module_level=True)
 
+from cuda.bindings import nvrtc
 from numba.core.typing.typeof import typeof
 from numba.cuda import dispatcher
 from numba.cuda.cudadrv import nvvm
@@ -42,8 +43,9 @@ from numbadrop.kernels.cuda.tile import Tile
 
 try:
     nvvm.NVVM()
+    nvrtc.nvrtcVersion()
 except Exception as error:
-    pytest.skip(f"no NVVM to compile with: {error}", allow_module_level=True)
+    pytest.skip(f"nothing to compile with: {error}", allow_module_level=True)
 
 CAPABILITY = (9, 0)
 
