@@ -438,6 +438,8 @@ class TestResume:
         def schedule(epoch):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
+            for _ in range(100):  # Python's handler runs soon, not at once.
+                time.sleep(0.01)
             raise AssertionError("the second signal must have interrupted")
 
         handler = signal.getsignal(signal.SIGINT)
