@@ -61,7 +61,7 @@ class Block:
 
     def dense(self) -> Array:
         """Return the full array, with the zeros."""
-        full = np.zeros(self.shape, self.dtype)
+        full = np.zeros(self.shape, self.dtype, like=self.values)
         full[np.ix_(*(units.indices for units in self.index))] = self.values
         return full
 

@@ -94,6 +94,7 @@ class Variable:
     Parameters
     ----------
     value : array_like
+        An array of another class, for which NumPy's functions run elsewhere (NEP 18), stays one.
     requires_grad : bool
         Whether `backward` shall leave the gradient with respect to this variable in `grad`.
 
@@ -123,7 +124,7 @@ class Variable:
     __array_ufunc__ = None
 
     def __init__(self, value: ArrayLike, requires_grad: bool = False) -> None:
-        self.value: Array = np.asarray(value)
+        self.value: Array = _as_array(value)
         if requires_grad and self.value.dtype.kind != "f":
             raise TypeError(f"value must hold floats to have a gradient, got {self.value.dtype}")
         self.grad: Gradient | None = None
@@ -195,11 +196,18 @@ class Variable:
         return negative(self)
 
 
+def _as_array(value: Any) -> Array:
+    """Return an array of NumPy, or the one of another class that `value` is."""
+    if type(value) is np.ndarray:
+        return value
+    if hasattr(value, "__array_function__"):
+        return np.asarray(value, like=value)
+    return np.asarray(value)
+
+
 def _fitting(gradient: Any, value: Array, name: str, *parts: str) -> Gradient:
     """Return `gradient` if it has the shape and dtype of `value`; `name` is for the error."""
-    if not isinstance(gradient, Block):
-        gradient = np.asarray(gradient)
-    checked: Gradient = gradient
+    checked: Gradient = gradient if isinstance(gradient, Block) else _as_array(gradient)
     if checked.shape != value.shape:
         raise ValueError(
             f"{name.format(*parts)} must have shape {value.shape}, got {checked.shape}"
@@ -349,7 +357,7 @@ def _summed_to(shape: tuple[int, ...], g: Array) -> Array:
         return g
     g = g.sum(axis=tuple(range(g.ndim - len(shape))))
     repeated = tuple(i for i, n in enumerate(shape) if n != g.shape[i])
-    return np.asarray(g.sum(axis=repeated, keepdims=True))
+    return _as_array(g.sum(axis=repeated, keepdims=True))
 
 
 @primitive

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop import kernels
 from numbadrop.autograd import primitive
+from numbadrop.kernels.arrays import check_same_memory
+from numbadrop.kernels.device import as_array, is_host
 
 __all__ = ["cross_entropy", "mse"]
 
@@ -45,12 +47,12 @@ def cross_entropy(logits: Array, labels: ArrayLike, reduction: str = "mean") -> 
     np.float64(0.346574)
     """
     divisor = _divisor(reduction, len(logits), "logits")
-    return np.asarray(kernels.cross_entropy(logits, labels).sum() / divisor)
+    return kernels.cross_entropy(logits, labels).sum() / divisor
 
 
 @cross_entropy.gradient("logits")
 def _(g: Array, out: Array, logits: Array, labels: ArrayLike, reduction: str) -> Array:
-    factor = float(g) / _divisor(reduction, len(logits), "logits")
+    factor = g / _divisor(reduction, len(logits), "logits")
     return kernels.cross_entropy_gradient(logits, labels, factor)
 
 
@@ -74,7 +76,7 @@ def mse(prediction: Array, target: Array, reduction: str = "mean") -> Array:
     TypeError
         If the dtypes differ.
     ValueError
-        If the shapes differ, `target` holds NaN or inf, `reduction` is not as above, or the mean
+        If the shapes differ, `target`, on the host, holds NaN or inf, `reduction` is not as above, or the mean
         of no elements is asked for.
 
     Examples
@@ -82,16 +84,17 @@ def mse(prediction: Array, target: Array, reduction: str = "mean") -> Array:
     >>> float(mse(np.array([1.0, 2.0]), np.array([1.0, 4.0])))
     2.0
     """
-    target = np.asarray(target)
+    target = as_array(target)
+    check_same_memory("target", target, "prediction", prediction)
     if target.shape != prediction.shape:
         raise ValueError(f"target must have shape {prediction.shape}, got {target.shape}")
     if target.dtype != prediction.dtype:
         raise TypeError(f"target must be {prediction.dtype}, got {target.dtype}")
     error = (prediction - target).ravel()
     divisor = _divisor(reduction, error.size, "prediction")
-    loss = np.asarray(np.square(error).sum() / divisor)
-    # Only a bad loss pays for the search for its cause.
-    if not np.isfinite(loss) and not np.isfinite(target).all():
+    loss = np.square(error).sum() / divisor
+    # Only a bad loss pays for the search for its cause. One on a GPU is not waited for.
+    if is_host(target) and not np.isfinite(loss) and not np.isfinite(target).all():
         raise ValueError("target must be finite, got NaN or inf")
     return loss
 

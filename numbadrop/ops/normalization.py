@@ -110,4 +110,4 @@ def _matrix(x: Array) -> Array:
 
 
 def _of(factors: Array | None, units: IndexSet | None) -> Array | None:
-    return factors if factors is None or units is None or units.is_all else factors[units.indices]
+    return factors if factors is None or units is None or units.is_all else factors[units]

@@ -39,7 +39,7 @@ def take_units(x: Array, units: IndexSet, factor: float = 1.0) -> Array:
 @take_units.gradient("x")
 def _(g: Array, out: Array, x: Array, units: IndexSet, factor: float) -> Array:
     dx = np.zeros_like(x)
-    dx[..., units.indices] = g if factor == 1.0 else g * factor
+    dx[..., units] = g if factor == 1.0 else g * factor
     return dx
 
 
@@ -56,14 +56,14 @@ def place_units(x: Array, units: IndexSet) -> Array:
     -------
     ndarray, shape (..., units.size)
     """
-    placed = np.zeros((*x.shape[:-1], units.size), x.dtype)
-    placed[..., units.indices] = x
+    placed = np.zeros((*x.shape[:-1], units.size), x.dtype, like=x)
+    placed[..., units] = x
     return placed
 
 
 @place_units.gradient("x")
 def _(g: Array, out: Array, x: Array, units: IndexSet) -> Array:
-    return np.take(g, units.indices, axis=-1)
+    return kernels.take_columns(g.reshape(-1, units.size), units).reshape(x.shape)
 
 
 @primitive
@@ -101,7 +101,7 @@ def unflatten(x: Array, shape: tuple[int, int, int], layout: str) -> Array:
              [1., 3.]]]])
     """
     images = x.reshape(len(x), *shape)
-    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if layout == "NCHW" else images
+    return images.transpose(0, 2, 3, 1).copy() if layout == "NCHW" else images
 
 
 @unflatten.gradient("x")
