@@ -50,7 +50,7 @@ class Dropout(Module):
             return x
         kept = self.rng.random(self._mask_shape(x.values.shape), np.float32) >= self.p
         mask = np.multiply(kept, 1 / (1 - self.p), dtype=x.values.dtype)
-        return Activation(x.values * mask, x.units)
+        return Activation(x.values * np.asarray(mask, like=x.value), x.units)
 
     def _mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from numbadrop import kernels, ops
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels.arrays import check_same_memory
 from numbadrop.nn.activation import Activation, Input
 from numbadrop.nn.module import Buffer, Module, Parameter
 
@@ -103,8 +104,8 @@ class _BatchNorm(Module):
         if self.training:
             mean, variance = self._observe(values.value, units)
         else:
-            mean = self.running_mean.value[units.indices]
-            variance = self.running_var.value[units.indices]
+            mean = self.running_mean.value[units]
+            variance = self.running_var.value[units]
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 parameter.refresh(units)
@@ -121,12 +122,13 @@ class _BatchNorm(Module):
             raise ValueError(
                 f"x must have at least 2 values of each unit in training, got shape {x.shape}"
             )
+        check_same_memory("x", rows, "the layer", self.running_mean.value)
         mean, variance = kernels.batch_moments(rows)
         unbiased = variance * (count / (count - 1))
         for buffer, observed in ((self.running_mean, mean), (self.running_var, unbiased)):
-            before = buffer.value[units.indices]
+            before = buffer.value[units]
             after = (1 - self.momentum) * before + self.momentum * observed
-            buffer.value[units.indices] = after
+            buffer.value[units] = after
         return mean, variance
 
 
