@@ -186,7 +186,7 @@ class IndexSet:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Return the indices, so that a set can stand in an index: ``array[..., units]``."""
         return np.array(self.indices, dtype, copy=copy)
 

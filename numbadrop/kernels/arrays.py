@@ -163,7 +163,9 @@ def check_units(
 def check_is_array(name: str, array: Any) -> None:
     """Refuse what cannot be changed in place, or would have to be copied to be read."""
     if not is_array(array):
-        raise TypeError(f"{name} must be a NumPy array or a DeviceArray, got {type(array).__name__}")
+        raise TypeError(
+            f"{name} must be a NumPy array or a DeviceArray, got {type(array).__name__}"
+        )
 
 
 def check_apart(name: str, array: Array, **others: Array) -> None:
@@ -174,7 +176,7 @@ def check_apart(name: str, array: Array, **others: Array) -> None:
             alone = array is not other and array.flags.owndata and other.flags.owndata
             shared = not alone and np.shares_memory(array, other)
         else:
-            shared = array.shares_memory(other)
+            shared = array.shares_memory(other)  # type: ignore[attr-defined]
         if shared:
             raise ValueError(f"{name} overlaps {other_name}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["as_array", "cuda", "empty", "is_array", "host_copy", "is_host", "to_device", "to_host"]
+__all__ = ["as_array", "cuda", "empty", "host_copy", "is_array", "is_host", "to_device", "to_host"]
 
 Array = NDArray[Any]
 _CUDA = "numbadrop.kernels.cuda"

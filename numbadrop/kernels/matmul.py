@@ -7,8 +7,6 @@ products run on the calling thread, so that the caller's own `prange` decides wh
 
 from __future__ import annotations
 
-from typing import Any
-
 from numpy.typing import ArrayLike
 
 from numbadrop.address import address_of

@@ -300,9 +300,7 @@ def batch_norm_gradient(
     center, squares = _check_moments(x, mean, variance, eps)
     factor = _check_factors("weight", weight, x)
     if not is_host(x):
-        return cuda().batch_norm_gradient(
-            g, x, center, squares, factor, eps=eps, training=training
-        )
+        return cuda().batch_norm_gradient(g, x, center, squares, factor, eps=eps, training=training)
     g, x, scale = np.ascontiguousarray(g), np.ascontiguousarray(x), 1 / np.sqrt(squares + eps)
     total, moment = _sums(x, center, g)
     gain = scale if factor is None else scale * factor

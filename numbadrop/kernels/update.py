@@ -241,7 +241,9 @@ class BlockUpdate:
         check_dtype("value", value)
         _check_like("slots", slots, value)
         for name, array in (("value", value), ("slots", slots)):
-            if is_host(array) and not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
+            if is_host(array) and not (
+                array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
+            ):
                 raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
         check_apart("slots", slots, value=value)
         self.hyper, self.value, self.slots = hyper, value, slots

@@ -47,12 +47,13 @@ def cross_entropy(logits: Array, labels: ArrayLike, reduction: str = "mean") -> 
     np.float64(0.346574)
     """
     divisor = _divisor(reduction, len(logits), "logits")
-    return kernels.cross_entropy(logits, labels).sum() / divisor
+    loss: Array = kernels.cross_entropy(logits, labels).sum() / divisor
+    return loss
 
 
 @cross_entropy.gradient("logits")
 def _(g: Array, out: Array, logits: Array, labels: ArrayLike, reduction: str) -> Array:
-    factor = g / _divisor(reduction, len(logits), "logits")
+    factor: Array = g / _divisor(reduction, len(logits), "logits")
     return kernels.cross_entropy_gradient(logits, labels, factor)
 
 
@@ -76,8 +77,8 @@ def mse(prediction: Array, target: Array, reduction: str = "mean") -> Array:
     TypeError
         If the dtypes differ.
     ValueError
-        If the shapes differ, `target`, on the host, holds NaN or inf, `reduction` is not as above, or the mean
-        of no elements is asked for.
+        If the shapes differ, `target`, on the host, holds NaN or inf, `reduction` is not as above,
+        or the mean of no elements is asked for.
 
     Examples
     --------
@@ -92,7 +93,7 @@ def mse(prediction: Array, target: Array, reduction: str = "mean") -> Array:
         raise TypeError(f"target must be {prediction.dtype}, got {target.dtype}")
     error = (prediction - target).ravel()
     divisor = _divisor(reduction, error.size, "prediction")
-    loss = np.square(error).sum() / divisor
+    loss: Array = np.square(error).sum() / divisor
     # Only a bad loss pays for the search for its cause. One on a GPU is not waited for.
     if is_host(target) and not np.isfinite(loss) and not np.isfinite(target).all():
         raise ValueError("target must be finite, got NaN or inf")

@@ -122,7 +122,7 @@ class DeviceArray(NDArrayOperatorsMixin):
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         if not SIMULATED:
-            return self.native.__cuda_array_interface__  # type: ignore[no-any-return]
+            return self.native.__cuda_array_interface__
         address = self.native._ary.ctypes.data
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (address, False),
                 "strides": None, "version": 3}  # fmt: skip

@@ -23,7 +23,7 @@ if SIMULATED:
 
     def kernel(threads: int, blocks: int = 1) -> Callable[[Any], Any]:
         """Return a decorator for a kernel."""
-        return cuda.jit  # type: ignore[no-any-return]
+        return cuda.jit
 
     def _shared_array(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> Any:
         frame = sys._getframe(1)
@@ -43,4 +43,4 @@ else:
 
     def kernel(threads: int, blocks: int = 1) -> Callable[[Any], Any]:
         """Return a decorator for a kernel of so many threads, blocks of which share a processor."""
-        return cuda.jit(launch_bounds=(threads, blocks))  # type: ignore[no-any-return]
+        return cuda.jit(launch_bounds=(threads, blocks))
