@@ -146,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--output", type=Path, metavar="DIR", help="folder for metrics.jsonl, "
            "checkpoint.safetensors and curve.png")  # fmt: skip
     option("--resume", action="store_true", help="go on with the run in --output, with its "
-           "options; --epochs, --patience, --data-dir, --threads, --device may be given anew")  # fmt: skip
+           "options; --epochs, --patience, --data-dir, --threads and --device may be given "
+           "anew")  # fmt: skip
 
     predict = commands.add_parser(
         "predict",
