@@ -141,8 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--seed", type=_seed, metavar="N", help="of weights, dropout and the order of the "
            "samples (default 0)")  # fmt: skip
     option("--threads", type=_count, metavar="N", help="default: all")
-    option("--device", choices=("cpu", "cuda"), help="where to train: on the CPU (default), or on "
-           "an NVIDIA GPU; a run may be resumed on either")  # fmt: skip
+    option("--device", choices=("cpu", "cuda"), help="where to train (default cpu): cuda is an "
+           "NVIDIA GPU, and needs numbadrop[cuda]")  # fmt: skip
     option("--output", type=Path, metavar="DIR", help="folder for metrics.jsonl, "
            "checkpoint.safetensors and curve.png")  # fmt: skip
     option("--resume", action="store_true", help="go on with the run in --output, with its "
@@ -228,6 +228,7 @@ def _train(
     output: Path | None = None,
     resume: bool = False,
     threads: int | None = None,
+    device: str = "cpu",
     patience: int | None = None,
     device: str = "cpu",
     **options: Any,
@@ -255,15 +256,15 @@ def _train(
         model, optimizer = recipe.build(data.features, data.classes, data.image_shape, device)
     except ValueError as error:
         raise UserError(f"{data.name}: {error}") from error
+    model.to(device)
+    where = f"{threads} threads" if device == "cpu" else "on a GPU"
     print(
         f"{data.name}: {len(data.train_inputs)} training and {len(data.test_inputs)} test samples, "
         f"{data.features} features, {data.classes} classes\n"
-        f"{_described(recipe, data)}, "
-        f"{f'{threads} threads' if device == 'cpu' else 'on the GPU'}",
+        f"{_described(recipe, data)}, {where}",
         flush=True,
     )
-    if device == "cpu":
-        warm_up([recipe.optimizer], images=recipe.model != "mlp")
+    warm_up([recipe.optimizer], images=recipe.model != "mlp", device=device)
     history = fit(
         model,
         optimizer,
@@ -301,8 +302,9 @@ def _train(
             data.name,
         )
     if recipe.pattern != "none":
-        dense = replace(recipe, pattern="none")
-        times = step_times({"with": recipe, "without": dense}, data, device=device)
+        times = step_times(
+            {"with": recipe, "without": replace(recipe, pattern="none")}, data, device=device
+        )
         print(
             f"time of a step: {times['with']:.2f} ms with {recipe.pattern} dropout, "
             f"{times['without']:.2f} ms for the same net dense: "

@@ -93,7 +93,7 @@ def _imports_of(
             # `from package import name` names a submodule, or something the package holds.
             targets = [
                 f"{base}.{alias.name}"
-                if f"{base}.{alias.name}".removeprefix(f"{root}.") in modules
+                if base == "numba" or f"{base}.{alias.name}".removeprefix(f"{root}.") in modules
                 else base
                 for alias in node.names
             ]
@@ -116,6 +116,16 @@ def upward(imports: list[Import]) -> list[Import]:
         if target not in NARROWER.get(unit, lower) | {unit}:
             wrong.append(found)
     return wrong
+
+
+def of_a_gpu(imports: list[Import]) -> list[Import]:
+    """Return the imports that would bring a GPU's kernels to those who have none."""
+    return [
+        found
+        for found in imports
+        if not found.importer.startswith("kernels.cuda")
+        and f"{found.target}.".startswith(("kernels.cuda.", "numba.cuda.", "numba_cuda."))
+    ]
 
 
 def find_cycle(imports: list[Import]) -> list[str]:
@@ -160,6 +170,10 @@ def test_imports_go_down(imports: list[Import]) -> None:
     assert not upward(imports), "\n".join(map(str, upward(imports)))
 
 
+def test_kernels_of_a_gpu_are_imported_by_name_alone(imports: list[Import]) -> None:
+    assert not of_a_gpu(imports), "\n".join(map(str, of_a_gpu(imports)))
+
+
 def test_no_cycles(imports: list[Import]) -> None:
     assert not find_cycle(imports), " -> ".join(find_cycle(imports))
 
@@ -182,6 +196,8 @@ def test_numba_in_kernels_only_and_extras_deferred(imports: list[Import]) -> Non
         ("ops/linear.py", "import numba as nb", foreign),
         ("optim/rules.py", "def f():\n    from numba import njit", foreign),
         ("data/idx.py", "import pooch", foreign),
+        ("kernels/matmul.py", "def f():\n    from numbadrop.kernels import cuda", of_a_gpu),
+        ("kernels/jit.py", "from numba import cuda", of_a_gpu),
     ],
 )
 def test_a_planted_fault_is_found(
@@ -194,6 +210,7 @@ def test_a_planted_fault_is_found(
         "nn/linear.py": "",
         "nn/module.py": "from .linear import Linear",
         "kernels/__init__.py": "import numba",
+        "kernels/cuda/__init__.py": "from numba import cuda",
         "data/__init__.py": "def load():\n    import pooch",
     }
     for name, text in house.items():

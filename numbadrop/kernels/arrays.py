@@ -176,7 +176,7 @@ def check_apart(name: str, array: Any, **others: Array) -> None:
             alone = array is not other and array.flags.owndata and other.flags.owndata
             shared = not alone and np.shares_memory(array, other)
         else:
-            shared = array.shares_memory(other)
+            shared = array.shares_memory(other)  # type: ignore[attr-defined]
         if shared:
             raise ValueError(f"{name} overlaps {other_name}")
 

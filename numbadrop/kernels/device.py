@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["as_array", "cuda", "empty", "is_array", "is_host", "to_device", "to_host"]
+__all__ = ["as_array", "cuda", "empty", "host_copy", "is_array", "is_host", "to_device", "to_host"]
 
 Array = NDArray[Any]
 _CUDA = "numbadrop.kernels.cuda"
@@ -55,6 +55,19 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
     if type(like) is np.ndarray:
         return np.empty(shape, like.dtype)
     return np.empty(shape, like.dtype, like=like)
+
+
+def to_host(array: Array) -> Array:
+    """Return an array in the memory of the host, itself if it is there."""
+    if is_host(array):
+        return array
+    copied: Array = as_array(array).to_host()  # type: ignore[attr-defined]
+    return copied
+
+
+def host_copy(array: Array) -> Array:
+    """Return a copy of an array in the memory of the host."""
+    return array.copy() if is_host(array) else to_host(array)
 
 
 def to_device(array: ArrayLike) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from numbers import Real
+from typing import NamedTuple
 
 import numpy as np
 from numba import carray
@@ -59,7 +60,7 @@ def _cross_entropy_part(task, part, parts):
             dz[i, label] -= factor
 
 
-def _run(logits: Array, labels: ArrayLike, factor: float, gradient: bool) -> Array:
+def _run(logits: Array, labels: ArrayLike, factor: float | Array, gradient: bool) -> Array:
     """Return the losses, or the gradient times a factor, on the host."""
     batch, classes = logits.shape
     checked = _check_labels(labels, batch, classes)
@@ -151,7 +152,9 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     return _run(logits, labels, 1.0, gradient=False)
 
 
-def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: Any = 1.0) -> Array:
+def cross_entropy_gradient(
+    logits: ArrayLike, labels: ArrayLike, factor: float | Array = 1.0
+) -> Array:
     """Return the gradient of the sum of `cross_entropy`, times a factor.
 
     ``factor (softmax(logits)[b, j] - (1 if j == labels[b] else 0))``.
@@ -181,7 +184,7 @@ def cross_entropy_gradient(logits: ArrayLike, labels: ArrayLike, factor: Any = 1
     if is_host(logits):
         return _run(logits, labels, factor, gradient=True)
     checked = _sent(labels, *logits.shape)
-    if is_host(factor := as_array(factor)):
-        number = check_real("factor", factor.item(), logits.dtype)
+    if isinstance(factor, Real):
+        number = check_real("factor", factor, logits.dtype)
         return cuda().cross_entropy_gradient(logits, checked, number)
     return cuda().cross_entropy_gradient(logits, checked, 1.0) * factor

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from numbadrop.autograd import Variable
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels.device import as_array, is_array
+from numbadrop.kernels.device import as_array
 from numbadrop.ops import place_units, take_units
 
 __all__ = ["Activation", "Input"]
@@ -60,15 +60,13 @@ class Activation:
 
     @classmethod
     def of(cls, x: Input) -> Activation:
-        """Return `x` itself, or the activation of all units of an array."""
+        """Return `x` itself, or the activation of all units of an array, on either side."""
         if isinstance(x, Activation):
             return x
-        if not isinstance(x, Variable):
-            if not (is_array(x) or hasattr(x, "__cuda_array_interface__")):
-                raise TypeError(
-                    f"x must be an ndarray, Variable or Activation, got {type(x).__name__}"
-                )
+        if isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__"):
             x = Variable(as_array(x))
+        elif not isinstance(x, Variable):
+            raise TypeError(f"x must be an ndarray, Variable or Activation, got {type(x).__name__}")
         if x.value.ndim < 2:
             raise ValueError(f"x must have shape (batch, ..., units), got {x.shape}")
         if x.dtype not in (np.float32, np.float64):

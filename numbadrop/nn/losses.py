@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike
 
 from numbadrop import ops
 from numbadrop.autograd import Variable
+from numbadrop.kernels.device import as_array
 from numbadrop.nn.activation import Activation, Array, Input
 
 __all__ = ["cross_entropy", "mse"]
@@ -59,7 +60,7 @@ def mse(prediction: Input, target: Array, reduction: str = "mean") -> Variable:
 
 def _whole(name: str, x: Input) -> Array | Variable:
     if not isinstance(x, Activation):
-        return x
+        return x if isinstance(x, Variable) else as_array(x)
     if not x.units.is_all:
         raise ValueError(f"{name} must have all of its {x.units.size} units, got {len(x.units)}")
     return x.values

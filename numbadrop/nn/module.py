@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.autograd import Variable
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels.device import is_host, to_device, to_host
+from numbadrop.kernels.device import as_array, host_copy, is_host, to_device, to_host
 from numbadrop.nn.activation import Activation, Input
 
 __all__ = ["Buffer", "Module", "Parameter"]
@@ -68,7 +68,8 @@ class Buffer:
 
 
 def _owned(value: ArrayLike) -> Array:
-    copy = np.array(value, order="C")
+    given = as_array(value)
+    copy = np.array(given, order="C") if is_host(given) else given.copy()
     if copy.dtype not in (np.float32, np.float64):
         raise TypeError(f"value must be float32 or float64, got {copy.dtype}")
     return copy
@@ -195,14 +196,14 @@ class Module:
 
     @property
     def device(self) -> str:
-        """Where the parameters and buffers lie: "cpu", or "cuda" for a GPU."""
-        return "cpu" if all(map(is_host, self._state().values())) else "cuda"
+        """Where the parameters are, "cpu" or "cuda"; "cpu" if there are none."""
+        parameters = self.parameters()
+        return "cuda" if parameters and not is_host(parameters[0].value) else "cpu"
 
     def to(self, device: str) -> Self:
-        """Move all parameters and buffers into the memory of the host or of the GPU.
+        """Move all parameters and buffers to the memory of the host, or of a GPU.
 
-        Gradients are forgotten. An optimizer keeps its slots where the parameters were when it was
-        made: make it after this. What is there already stays as it is.
+        Gradients are forgotten. The slots of an optimizer follow their parameter at its next step.
 
         Parameters
         ----------
@@ -215,30 +216,32 @@ class Module:
 
         Raises
         ------
-        ValueError
-            If `device` is neither. Nothing has been moved then.
         MissingExtraError, DeviceError, DeviceMemoryError
-            If numba-cuda, a GPU with its driver, or memory on it is missing. Nothing has been moved
-            then.
+            If numba-cuda, a GPU with its driver, or memory on it is missing. Nothing has been
+            moved then.
+        ValueError
+            If `device` is neither, or an optimizer with inactive="catch_up" holds a parameter
+            that would leave the host.
         """
         if device not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-        if device == self.device:
-            return self
-        move = to_device if device == "cuda" else to_host
+        for name, parameter in self.named_parameters():
+            if device == "cuda" and parameter.before_read is not None:
+                raise ValueError(
+                    f"{name} is held by an optimizer with inactive='catch_up', which works on the "
+                    "host alone: make one with inactive='frozen' before .to('cuda')"
+                )
+        # All are sent before one is replaced, so that a memory that is full changes nothing.
+        move = to_host if device == "cpu" else to_device
         moved = {name: move(value) for name, value in self._state().items()}
-        for name, holder in self._holders().items():
+        for name, holder in self._holders():
             holder.value = moved[name]
-        for parameter in self.parameters():
-            parameter.grad, parameter.before_read = None, None
+        self.zero_grad()
         return self
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of the value of each parameter and each buffer under its name.
-
-        The copies are in the memory of the host.
-        """
-        return {name: to_host(value) for name, value in self._state().items()}
+        """Return a copy, on the host, of each parameter's and buffer's value under its name."""
+        return {name: host_copy(value) for name, value in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Write the values of `state` into the parameters and buffers.
@@ -246,7 +249,8 @@ class Module:
         Parameters
         ----------
         state : mapping of str to ndarray
-            As from `state_dict`. Everything is checked before anything is written.
+            As from `state_dict`, wherever the module is. Everything is checked before anything is
+            written.
 
         Raises
         ------
@@ -264,10 +268,10 @@ class Module:
         """Return all values under their names, brought up to date: themselves, not copies."""
         for parameter in self.parameters():
             parameter.refresh()
-        return {name: holder.value for name, holder in self._holders().items()}
+        return {name: holder.value for name, holder in self._holders()}
 
-    def _holders(self) -> dict[str, Parameter | Buffer]:
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+    def _holders(self) -> list[tuple[str, Parameter | Buffer]]:
+        return [*self.named_parameters(), *self.named_buffers()]
 
 
 def check_state(wanted: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -279,7 +283,7 @@ def check_state(wanted: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         if names:
             raise KeyError(f"state {problem} {', '.join(names)}")
     for name in wanted:
-        own, found = _described(wanted[name]), _described(state[name])
+        own, found = as_array(wanted[name]), as_array(state[name])
         if found.shape != own.shape or found.dtype != own.dtype:
             raise ValueError(
                 f"state[{name!r}] must be {own.dtype} of shape {own.shape}, "

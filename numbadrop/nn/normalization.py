@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from numbadrop import kernels, ops
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels.arrays import check_same_memory
 from numbadrop.nn.activation import Activation, Input
 from numbadrop.nn.module import Buffer, Module, Parameter
 
@@ -121,6 +122,7 @@ class _BatchNorm(Module):
             raise ValueError(
                 f"x must have at least 2 values of each unit in training, got shape {x.shape}"
             )
+        check_same_memory("x", rows, "the layer", self.running_mean.value)
         mean, variance = kernels.batch_moments(rows)
         unbiased = variance * (count / (count - 1))
         for buffer, observed in ((self.running_mean, mean), (self.running_var, unbiased)):

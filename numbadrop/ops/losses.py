@@ -53,7 +53,7 @@ def cross_entropy(logits: Array, labels: ArrayLike, reduction: str = "mean") -> 
 
 @cross_entropy.gradient("logits")
 def _(g: Array, out: Array, logits: Array, labels: ArrayLike, reduction: str) -> Array:
-    factor = g / _divisor(reduction, len(logits), "logits")
+    factor: Array = g / _divisor(reduction, len(logits), "logits")
     return kernels.cross_entropy_gradient(logits, labels, factor)
 
 

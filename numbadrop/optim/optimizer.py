@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from numbadrop import kernels
 from numbadrop.autograd import Block
 from numbadrop.index_set import as_matrix_index
-from numbadrop.kernels.device import is_host, to_host
+from numbadrop.kernels.arrays import check_same_memory
+from numbadrop.kernels.device import host_copy, is_host, to_device, to_host
 from numbadrop.nn import Parameter
 from numbadrop.nn.module import check_state
 from numbadrop.optim.catch_up import Lag
@@ -41,6 +42,7 @@ class Optimizer:
 
     A step changes the block of each parameter that the gradient covers. Every other weight, and
     its slots, momentum among them, stays bit-identical: it is frozen until it is active again.
+    Slots lie where their parameter does, and follow it at the next step if it is moved.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ class Optimizer:
         ones have the gradient 0, so that momentum and weight decay go on for them. It costs two
         more passes over the block, and a byte a weight: a weight catches up, in one go, on all
         the steps that it has missed when it is needed next. A forward pass and `state_dict` see
-        to that; before you read a parameter's value yourself, call `catch_up`.
+        to that; before you read a parameter's value yourself, call `catch_up`. On the host alone.
 
     Attributes
     ----------
@@ -100,6 +102,11 @@ class Optimizer:
             parameter.refresh()
             parameter.before_read = None
             if inactive == "catch_up" and self._linear is not None:
+                if not is_host(parameter.value):
+                    raise ValueError(
+                        "inactive='catch_up' works on the host alone, params holds a parameter of "
+                        f"shape {parameter.shape} on the GPU: use 'frozen' there"
+                    )
                 state.lag = Lag(self._linear, parameter.value, state.slots[0])
                 parameter.before_read = state.lag.refresh
 
@@ -146,13 +153,13 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the optimizer has learned: copies of slots, counts of steps, lr_scale.
+        """Return what the optimizer has learned: slots, copied to the host, steps, lr_scale.
 
         Hyper-parameters are not part of it. A name starts with the number of its parameter.
         """
         self.catch_up()
         return {
-            name: to_host(value) if hasattr(value, "shape") else value
+            name: value if isinstance(value, int | float) else host_copy(value)
             for name, value in self._named_state().items()
         }
 
@@ -225,10 +232,10 @@ def _check_gradient(number: int, parameter: Parameter) -> None:
         raise TypeError(
             f"gradient of parameter {number} must be {parameter.dtype}, got {grad.dtype}"
         )
-    value = parameter.value
-    if (
-        is_host(value) and not value.flags.c_contiguous
-    ):  # As a matrix it would be a copy, the update lost.
+    values = grad.values if isinstance(grad, Block) else grad
+    check_same_memory(f"gradient of parameter {number}", values, "its value", parameter.value)
+    # As a matrix it would be a copy, the update lost.
+    if is_host(parameter.value) and not parameter.value.flags.c_contiguous:
         raise ValueError(
             f"value of parameter {number} must be C-contiguous, its strides are {value.strides}"
         )
@@ -240,6 +247,9 @@ def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> None
     values, index = (grad.values, grad.index) if isinstance(grad, Block) else (grad, ())
     if state.lag is not None:
         state.lag.advance(rule, *index)
+    if is_host(state.slots) != is_host(parameter.value):
+        # The parameter was moved since.
+        state.slots = (to_host if is_host(parameter.value) else to_device)(state.slots)
     current = (type(rule), parameter.value, state.slots)
     if state.update_of is None or not all(map(is_, state.update_of, current)):
         rule_class, value, slots = state.update_of = current

@@ -17,10 +17,10 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from numbadrop.autograd import no_grad
+from numbadrop.autograd import Variable, no_grad
 from numbadrop.data import Augmentation, Dataset, as_floats
 from numbadrop.errors import UserError
-from numbadrop.kernels.device import is_host, to_device, to_host
+from numbadrop.kernels.device import is_host, to_host
 from numbadrop.nn import Module, cross_entropy
 from numbadrop.optim import Optimizer
 from numbadrop.train.checkpoint import (
@@ -38,6 +38,7 @@ from numbadrop.train.metrics import (
     write_metrics,
 )
 from numbadrop.train.progress import Silent, progress_for
+from numbadrop.train.sending import send, sent_ahead
 
 __all__ = [
     "CHECKPOINT_NAME",
@@ -110,7 +111,8 @@ def fit(
     Parameters
     ----------
     model : Module
-        Gives one score a class. Trained in place.
+        Gives one score a class. Trained in place, and where it is: on a GPU after
+        ``model.to("cuda")``, to which minibatches are sent ahead.
     optimizer : Optimizer
         Of the model's parameters.
     data : Dataset
@@ -193,6 +195,7 @@ def fit(
         "optimizer": type(optimizer).__name__,
     }
     folder = None if output is None else Path(output)
+    device = model.device
     run = _start_run(folder, resume, model, optimizer, identity)
 
     def save() -> None:
@@ -212,7 +215,7 @@ def fit(
                 step_seconds = []
                 clock = time.perf_counter()
                 batches = minibatches.batches(run.epoch, start=run.step)
-                for x, y in _sent(batches, model.device):
+                for x, y in sent_ahead(batches, steps - run.step, device):
                     if schedule is not None:
                         optimizer.lr_scale = schedule(run.epoch + run.step / steps)
                     loss, scores = train_step(model, optimizer, x, y, reduction)
@@ -267,6 +270,15 @@ def train_step(
 ) -> tuple[float, Array]:
     """Do one step of gradient descent on the cross-entropy of a minibatch.
 
+    Parameters
+    ----------
+    model : Module
+    optimizer : Optimizer
+    x : ndarray or DeviceArray
+        Where the model is.
+    y : ndarray of int, shape (batch,)
+    reduction : {"mean", "sum"}
+
     Returns
     -------
     loss : float
@@ -277,41 +289,26 @@ def train_step(
     ------
     DivergedError
         If the loss is not finite; no parameter has been changed then, but running statistics have
-        seen the batch. On a GPU, where nobody waits for the loss before the step is through,
-        parameters have been changed, too.
+        seen the batch. On a GPU parameters have been changed too: all of a step is under way there
+        before its loss is waited for.
     """
     on_host = is_host(x)
     with _quiet_overflow():
         scores = model(x)
         loss = cross_entropy(scores, y, reduction)
-    if on_host:
-        _check_loss(float(loss))
+    if is_host(loss.value):
+        _finite(loss)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    return _finite(loss), to_host(scores.value)
+
+
+def _finite(loss: Variable) -> float:
     value = float(loss)
-    _check_loss(value)
-    return value, scores.value if on_host else to_host(scores.value)
-
-
-def _check_loss(loss: float) -> None:
-    if not math.isfinite(loss):
-        raise DivergedError(f"the training loss is {loss}")
-
-
-def _sent(batches: Iterator[tuple[Array, Array]], device: str) -> Iterator[tuple[Array, Array]]:
-    """Yield the minibatches on the device; the next one is on its way while one is worked on."""
-    if device == "cpu":
-        yield from batches
-        return
-    waiting: tuple[Array, Array] | None = None
-    for x, y in batches:
-        sent = to_device(x), y
-        if waiting is not None:
-            yield waiting
-        waiting = sent
-    if waiting is not None:
-        yield waiting
+    if not math.isfinite(value):
+        raise DivergedError(f"the training loss is {value}")
+    return value
 
 
 def evaluate(
@@ -352,13 +349,11 @@ def evaluate(
             "inputs and labels must have one entry a sample and at least one sample, "
             f"got shapes {inputs.shape} and {labels.shape}"
         )
-    send = to_device if model.device == "cuda" else np.asarray
+    device = model.device
+    batched = (inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size))
     with no_grad(), _mode(model, training=False), _quiet_overflow():
         scores = np.concatenate(
-            [
-                to_host(model(send(as_floats(inputs[first : first + batch_size], divisor))).value)
-                for first in range(0, len(inputs), batch_size)
-            ]
+            [to_host(model(send(as_floats(chunk, divisor), device)).value) for chunk in batched]
         )
         loss = float(cross_entropy(scores, labels))
     return Evaluation(loss, error_rate(scores, labels), top_k_error(scores, labels, top_k))

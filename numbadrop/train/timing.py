@@ -11,6 +11,7 @@ from numbadrop.data import Dataset
 from numbadrop.kernels.device import to_device
 from numbadrop.train.fit import train_step
 from numbadrop.train.recipe import Recipe
+from numbadrop.train.sending import send
 
 __all__ = ["step_times"]
 
@@ -30,6 +31,7 @@ def step_times(
     rounds : int, default 41
         Steps of each net; a tenth more come first and do not count.
     device : {"cpu", "cuda"}
+        Where the nets and the minibatches are.
 
     Returns
     -------
@@ -41,14 +43,15 @@ def step_times(
         name: replace(recipe, lr=0.0).build(data.features, data.classes, data.image_shape, device)
         for name, recipe in recipes.items()
     }
+    for model, _ in nets.values():
+        model.to(device)
     batch_size = next(iter(recipes.values())).batch_size
     minibatches = data.minibatches(batch_size)
     times: dict[str, list[float]] = {name: [] for name in recipes}
     uncounted = rounds // 10 + 1
     for number in range(uncounted + rounds):
         x, y = next(minibatches.batches(epoch=number))
-        if device == "cuda":
-            x = to_device(x)
+        x = send(x, device)
         for name, (model, optimizer) in nets.items():
             began = time.perf_counter()
             train_step(model, optimizer, x, y)

@@ -15,6 +15,7 @@ from numbadrop.kernels.jit import cache_folder
 from numbadrop.nn import cross_entropy
 from numbadrop.train.fit import train_step
 from numbadrop.train.recipe import Recipe
+from numbadrop.train.sending import send
 
 __all__ = ["described_cache", "warm_up"]
 
@@ -22,7 +23,9 @@ SECONDS_UNTIL_SAID = 1.0
 """Loading compiled code from the cache takes less; only a first run has something to say."""
 
 
-def warm_up(optimizers: Sequence[str], images: bool, verbose: bool = False) -> None:
+def warm_up(
+    optimizers: Sequence[str], images: bool, verbose: bool = False, device: str = "cpu"
+) -> None:
     """Compile the kernels for float32 and the rules of some optimizers, or load them.
 
     What takes long is announced on standard error while it happens.
@@ -34,21 +37,25 @@ def warm_up(optimizers: Sequence[str], images: bool, verbose: bool = False) -> N
         Also what convolutional nets need.
     verbose : bool, default False
         Announce everything.
+    device : {"cpu", "cuda"}
+        Which they are for. Those of a GPU are compiled in every process.
     """
     # Large enough that every kernel runs on several threads.
     batch, width = 100, 512
-    x, w = np.ones((batch, width), np.float32), np.ones((width, width), np.float32)
+    x = send(np.ones((batch, width), np.float32), device)
+    w = send(np.ones((width, width), np.float32), device)
     with _announced("matrix products on submatrices", verbose):
         kernels.gathered_matmul(x, w)
     if images:
         with _announced("convolutions and what is between them", verbose):
             model, _ = Recipe(model="deepcnet").build(64, 2, (8, 8, 1))
-            scores = model(np.random.default_rng(0).random((batch, 64), np.float32))
+            inputs = np.random.default_rng(0).random((batch, 64), np.float32)
+            scores = model.to(device)(send(inputs, device))
             cross_entropy(scores, np.zeros(batch, np.int64)).backward()
     for name in optimizers:
         with _announced(f"the update rule of {name}", verbose):
             model, optimizer = Recipe(hidden=(width,), optimizer=name).build(width, 2)
-            train_step(model, optimizer, x, np.zeros(batch, np.int64))
+            train_step(model.to(device), optimizer, x, np.zeros(batch, np.int64))
 
 
 def described_cache() -> str:
