@@ -230,7 +230,6 @@ def _train(
     threads: int | None = None,
     device: str = "cpu",
     patience: int | None = None,
-    device: str = "cpu",
     **options: Any,
 ) -> None:
     from numbadrop.train import evaluate, fit
@@ -253,7 +252,7 @@ def _train(
     except ValueError as error:
         raise UserError(f"--augment: {error}") from error
     try:
-        model, optimizer = recipe.build(data.features, data.classes, data.image_shape, device)
+        model, optimizer = recipe.build(data.features, data.classes, data.image_shape)
     except ValueError as error:
         raise UserError(f"{data.name}: {error}") from error
     model.to(device)
@@ -497,7 +496,7 @@ def _bench(
     with needs_extra("train", "numbadrop bench"):
         import rich.console
 
-        if plot is not None:
+        if plot is not None:  # It shall not be missed after two minutes of measuring.
             import matplotlib  # noqa: F401
     for file in (json, plot):
         if file is not None and not file.absolute().parent.is_dir():

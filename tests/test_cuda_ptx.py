@@ -21,7 +21,6 @@ from numba import config
 if config.ENABLE_CUDASIM:
     pytest.skip("the simulator compiles nothing", allow_module_level=True)
 
-from cuda.bindings import nvrtc
 from numba.core.typing.typeof import typeof
 from numba.cuda import dispatcher
 

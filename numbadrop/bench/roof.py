@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -17,7 +18,7 @@ __all__ = ["bandwidth", "peak"]
 
 
 @entry
-def _tiles(alpha, panel, a, c, depth, repeats):  # type: ignore[no-untyped-def]
+def _tiles(alpha, panel, a, c, depth, repeats):
     places = np.zeros(2 * MACHINE.tile_rows + 1, np.int64)
     for row in range(MACHINE.tile_rows):
         places[row] = a + row * depth * 8
@@ -69,7 +70,7 @@ def bandwidth(threads: int, size: int = 1 << 28) -> float:
     """
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
     shares = zip(np.array_split(source, threads), np.array_split(target, threads), strict=True)
-    copies: list[Run] = [lambda a=a, b=b: np.copyto(b, a) for a, b in shares]  # type: ignore[misc]
+    copies: list[Run] = [partial(np.copyto, b, a) for a, b in shares]
     return 2 * size / _best_seconds(copies)
 
 

@@ -7,6 +7,7 @@ patterns anew.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -46,7 +47,11 @@ def steps(widths: tuple[int, ...], batch: int, keep: float, torch: Any = None) -
     x = rng.random((batch, widths[0]), np.float32)
     labels = rng.integers(widths[-1], size=batch)
     contestants = {}
-    kinds = {BATCHWISE: BatchwiseDropout, INDEPENDENT: Dropout, NO_DROPOUT: None}
+    kinds: dict[str, Callable[[float], Module] | None] = {
+        BATCHWISE: BatchwiseDropout,
+        INDEPENDENT: Dropout,
+        NO_DROPOUT: None,
+    }
     for name, kind in kinds.items():
         contestants[name] = _our_contestant(_net(widths, kind, 1 - keep), x, labels)
     for name, dense in (("NumPy, all units and masks", True), ("NumPy, np.ix_", False)):
@@ -60,10 +65,12 @@ def steps(widths: tuple[int, ...], batch: int, keep: float, torch: Any = None) -
     return Contest(title, keep, contestants, flops)
 
 
-def _net(widths: tuple[int, ...], dropout: type[Module] | None, p: float) -> Sequential:
+def _net(
+    widths: tuple[int, ...], dropout: Callable[[float], Module] | None, p: float
+) -> Sequential:
     layers: list[Module] = []
     for n_in, n_out in pairwise(widths):
-        layers += [dropout(p)] if dropout is not None else []  # type: ignore[call-arg]
+        layers += [dropout(p)] if dropout is not None else []
         layers += [Linear(n_in, n_out), ReLU()]
     return Sequential(*layers[:-1]).seed(0)
 

@@ -168,7 +168,7 @@ def check_is_array(name: str, array: Any) -> None:
         )
 
 
-def check_apart(name: str, array: Any, **others: Array) -> None:
+def check_apart(name: str, array: Array, **others: Array) -> None:
     """Refuse an array to be written that shares memory with others."""
     for other_name, other in others.items():
         if is_host(array):

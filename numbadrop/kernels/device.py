@@ -93,9 +93,3 @@ def to_device(array: ArrayLike) -> Any:
     """
     array = as_array(array)
     return cuda().DeviceArray.from_host(array) if is_host(array) else array
-
-
-def to_host(array: Any) -> Array:
-    """Return a copy of an array of NumPy or on the GPU, in the memory of the host."""
-    copy: Array = array.copy() if is_host(array) else array.to_host()
-    return copy

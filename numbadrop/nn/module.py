@@ -289,8 +289,3 @@ def check_state(wanted: Mapping[str, Any], state: Mapping[str, Any]) -> None:
                 f"state[{name!r}] must be {own.dtype} of shape {own.shape}, "
                 f"got {found.dtype} of shape {found.shape}"
             )
-
-
-def _described(value: Any) -> Any:
-    """Return an array, wherever it lies, or that of a number."""
-    return value if hasattr(value, "shape") else np.asarray(value)

@@ -87,9 +87,6 @@ class Optimizer:
         for group in self.param_groups:
             self._check(group)
         self._states: dict[Parameter, State] = {}
-        values = (p.value for group in self.param_groups for p in group["params"])
-        if inactive == "catch_up" and not all(map(is_host, values)):
-            raise ValueError("inactive='catch_up' is for parameters on the host, got some on a GPU")
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter in self._states:
@@ -237,7 +234,8 @@ def _check_gradient(number: int, parameter: Parameter) -> None:
     # As a matrix it would be a copy, the update lost.
     if is_host(parameter.value) and not parameter.value.flags.c_contiguous:
         raise ValueError(
-            f"value of parameter {number} must be C-contiguous, its strides are {value.strides}"
+            f"value of parameter {number} must be C-contiguous, its strides are "
+            f"{parameter.value.strides}"
         )
 
 

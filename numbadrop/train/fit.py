@@ -292,7 +292,6 @@ def train_step(
         seen the batch. On a GPU parameters have been changed too: all of a step is under way there
         before its loss is waited for.
     """
-    on_host = is_host(x)
     with _quiet_overflow():
         scores = model(x)
         loss = cross_entropy(scores, y, reduction)

@@ -33,8 +33,8 @@ class ConvolutionalNet:
     ----------
     notation : str
         ``32C5`` is a convolution to 32 channels by 5 x 5, which leaves the image's size as it is (5
-        is odd), ``MP2`` max-pooling by 2 x 2 and ``512N``
-        a hidden layer of 512 units. The output layer is not written.
+        is odd), ``MP2`` max-pooling by 2 x 2 and ``512N`` a hidden layer of 512 units. The output
+        layer is not written.
     negative_slope : float
         Of the leaky ReLU behind each layer with weights.
     dropped : tuple of float

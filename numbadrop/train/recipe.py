@@ -78,11 +78,7 @@ class Recipe:
         return {**asdict(self), "hidden": list(self.hidden)}
 
     def build(
-        self,
-        features: int,
-        classes: int,
-        image_shape: tuple[int, int, int] | None = None,
-        device: str = "cpu",
+        self, features: int, classes: int, image_shape: tuple[int, int, int] | None = None
     ) -> tuple[Module, Optimizer]:
         """Return a fresh net and its optimizer.
 
@@ -92,8 +88,6 @@ class Recipe:
         image_shape : tuple of int, optional
             Height, width and channels, in which the features are an image; convolutional nets need
             it.
-        device : {"cpu", "cuda"}
-            Where both are; see `Module.to`.
 
         Raises
         ------
@@ -104,7 +98,7 @@ class Recipe:
         if self.pattern not in patterns:
             raise ValueError(f"pattern must be one of {patterns}, got {self.pattern!r}")
         if self.model == "mlp":
-            return self._perceptron(features, classes, device)
+            return self._perceptron(features, classes)
         if self.model not in CONVOLUTIONAL:
             known = ", ".join(("mlp", *CONVOLUTIONAL))
             raise ValueError(f"model must be one of {known}, got {self.model!r}")
@@ -112,10 +106,9 @@ class Recipe:
             raise ValueError(f"model {self.model!r} needs images, these data are not")
         net = CONVOLUTIONAL[self.model]
         model = net.build(image_shape, classes, self.pattern, self.dropout).seed(self.seed)
-        model.to(device)
         return model, self._optimizer([{"params": model.parameters()}])
 
-    def _perceptron(self, features: int, classes: int, device: str) -> tuple[Module, Optimizer]:
+    def _perceptron(self, features: int, classes: int) -> tuple[Module, Optimizer]:
         layers: list[Module] = []
         weights: list[dict[str, Any]] = []
         biases = []
@@ -141,7 +134,7 @@ class Recipe:
             biases.append(linear.bias)
             if not is_last:
                 layers.append(ReLU())
-        model = Sequential(*layers).seed(self.seed).to(device)
+        model = Sequential(*layers).seed(self.seed)
         return model, self._optimizer([*weights, {"params": biases}])
 
     def _dropped_before(self, index: int) -> float:

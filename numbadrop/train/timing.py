@@ -8,7 +8,6 @@ from dataclasses import replace
 from statistics import median
 
 from numbadrop.data import Dataset
-from numbadrop.kernels.device import to_device
 from numbadrop.train.fit import train_step
 from numbadrop.train.recipe import Recipe
 from numbadrop.train.sending import send
@@ -40,7 +39,7 @@ def step_times(
     """
     # A learning rate of 0 costs the same and cannot diverge.
     nets = {
-        name: replace(recipe, lr=0.0).build(data.features, data.classes, data.image_shape, device)
+        name: replace(recipe, lr=0.0).build(data.features, data.classes, data.image_shape)
         for name, recipe in recipes.items()
     }
     for model, _ in nets.values():

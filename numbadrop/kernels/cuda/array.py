@@ -63,7 +63,7 @@ class DeviceArray(NDArrayOperatorsMixin):
     def full(cls, shape: int | tuple[int, ...], value: float, dtype: DTypeLike) -> Self:
         """Return an array of equal values."""
         out = cls.empty(shape, dtype)
-        elements.apply(elements.IDENTITY, out, value)
+        elements.apply(elements.identity, out, value)
         return out
 
     @classmethod
@@ -190,13 +190,13 @@ class DeviceArray(NDArrayOperatorsMixin):
     def astype(self, dtype: DTypeLike) -> DeviceArray:
         """Return a copy on the GPU, with elements of another type."""
         out = DeviceArray.empty(self.shape, dtype)
-        elements.apply(elements.IDENTITY, out, self)
+        elements.apply(elements.identity, out, self)
         return out
 
     def transpose(self, *axes: int) -> DeviceArray:
         """Return a copy with the axes in another order."""
         out = DeviceArray.empty(tuple(self.shape[axis] for axis in axes), self.dtype)
-        elements.apply(elements.IDENTITY, out, self, axes=axes)
+        elements.apply(elements.identity, out, self, axes=axes)
         return out
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> DeviceArray:
@@ -237,7 +237,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         if key is Ellipsis:
             if isinstance(value, np.ndarray):
                 value = DeviceArray.from_host(np.broadcast_to(value, self.shape))
-            elements.apply(elements.IDENTITY, self, value)
+            elements.apply(elements.identity, self, value)
             return
         rows: DeviceArray | None = None
         cols: DeviceArray | None
@@ -259,7 +259,7 @@ class DeviceArray(NDArrayOperatorsMixin):
             whole = DeviceArray.empty(shape, self.dtype)
             _check_operands("assignment", (self, value))
             np.broadcast_shapes(shape, np.shape(value) if np.isscalar(value) else value.shape)
-            elements.apply(elements.IDENTITY, whole, value)
+            elements.apply(elements.identity, whole, value)
             value = whole
         elements.move_block(value, self, self.shape[-1], rows, cols, write=True)
 

@@ -16,7 +16,7 @@ from numbadrop.kernels.cuda.driver import cuda, launch
 from numbadrop.kernels.cuda.jit import device_function, kernel
 from numbadrop.kernels.cuda.memory import address_of, load, store
 
-__all__ = ["FUNCTIONS", "IDENTITY", "apply", "move_block", "select", "sum_axis"]
+__all__ = ["FUNCTIONS", "identity", "apply", "move_block", "select", "sum_axis"]
 
 _THREADS = 256
 _CHUNK = 128
@@ -26,7 +26,7 @@ the shape alone, and the error grows with the logarithm of the number of element
 Function = Callable[[Any, Any, Any], Any]
 
 
-def IDENTITY(a, b, c):
+def identity(a, b, c):
     """Return the first argument: a fill, a cast, or a copy in another order."""
     return a
 
@@ -38,7 +38,7 @@ def select(a, b, c):
 
 # All take three arguments, so that one kernel serves them.
 FUNCTIONS: dict[np.ufunc, Function] = {
-    np.positive: IDENTITY,
+    np.positive: identity,
     np.negative: lambda a, b, c: -a,
     np.absolute: lambda a, b, c: abs(a),
     np.square: lambda a, b, c: a * a,

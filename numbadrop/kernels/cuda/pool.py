@@ -55,7 +55,7 @@ class Pool(Generic[Block]):
             pass
         try:
             return self._allocate(size)
-        except Exception:
+        except Exception:  # Of whatever class: a second failure is not caught.
             if not any(self._free.values()):
                 raise
             self._free.clear()
