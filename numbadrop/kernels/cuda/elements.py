@@ -16,7 +16,7 @@ from numbadrop.kernels.cuda.driver import cuda, launch
 from numbadrop.kernels.cuda.jit import device_function, kernel
 from numbadrop.kernels.cuda.memory import address_of, load, store
 
-__all__ = ["FUNCTIONS", "identity", "apply", "move_block", "select", "sum_axis"]
+__all__ = ["FUNCTIONS", "apply", "identity", "move_block", "select", "sum_axis"]
 
 _THREADS = 256
 _CHUNK = 128
