@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numbadrop.kernels.recycling import empty_host
+
 __all__ = ["as_array", "cuda", "empty", "host_copy", "is_array", "is_host", "to_device", "to_host"]
 
 Array = NDArray[Any]
@@ -52,8 +54,8 @@ def as_array(array: Any) -> Array:
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:
     """Return an array of undefined values, of the class and dtype of `like`."""
-    if type(like) is np.ndarray:
-        return np.empty(shape, like.dtype)
+    if is_host(like):
+        return empty_host(shape, like.dtype)
     return np.empty(shape, like.dtype, like=like)
 
 

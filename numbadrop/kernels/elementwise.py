@@ -18,7 +18,7 @@ from numbadrop.kernels.arrays import (
     check_rectifier,
     resolve,
 )
-from numbadrop.kernels.device import cuda, is_host
+from numbadrop.kernels.device import cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_behind
 from numbadrop.kernels.product import share
@@ -134,7 +134,7 @@ def rectifier_gradient(
     rows, cols = g.shape
     if rows == 0:
         return g, np.zeros(cols, g.dtype)
-    h = g if slope == scale == 1 else np.empty_like(g)
+    h = g if slope == scale == 1 else empty(g.shape, g)
     sums = np.empty((-(-rows // _SUMMED_ROWS), cols), g.dtype)
     run_task(
         _gradient_part, g.dtype, _Gradient(scale, scale * slope),
@@ -179,7 +179,7 @@ def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
         return cuda().take_columns(x, units, factor)
     if x.strides[1] != x.itemsize:
         x = np.ascontiguousarray(x)
-    y = np.empty((len(x), len(units)), x.dtype)
+    y = empty((len(x), len(units)), x)
     run_task(
         _take_part, x.dtype, _Take(factor),
         *y.shape, x.shape[1], address_of(x), x.strides[0], address_of(y), units.address,

@@ -21,7 +21,7 @@ from numbadrop.kernels.arrays import (
     check_real,
     check_same_memory,
 )
-from numbadrop.kernels.device import as_array, cuda, is_host
+from numbadrop.kernels.device import as_array, cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_behind
 from numbadrop.kernels.product import share
@@ -123,7 +123,7 @@ def _apply(
 ) -> Array:
     """Return ``(x - center) slope + offset + g gain``, rounded once."""
     coefficients = np.stack([center, slope, offset, slope if gain is None else gain])
-    y = np.empty_like(x)
+    y = empty(x.shape, x)
     run_task(
         _apply_part, x.dtype, _Element(0.0),
         *x.shape, address_of(x), 0 if g is None else address_of(g), address_of(y),

@@ -21,7 +21,7 @@ from numbadrop.kernels.arrays import (
     check_images,
     check_pair,
 )
-from numbadrop.kernels.device import cuda, is_host
+from numbadrop.kernels.device import cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
@@ -260,7 +260,7 @@ def _pool(x: ArrayLike, window: Window, start: float, factor: float, largest: bo
     places = window.positions(height, width)
     if not is_host(x):
         return cuda().max_pool2d(x, window) if largest else cuda().avg_pool2d(x, window)
-    y = np.empty((batch, *places, units), x.dtype)
+    y = empty((batch, *places, units), x)
     run_task(
         _pool_part, x.dtype, _Reduction(start, factor),
         *window, *x.shape, *places, address_of(x), address_of(y), largest,
@@ -286,7 +286,7 @@ def _gradient(
             else cuda().avg_pool2d_gradient(g, shape, window)
         )
     g, *others = map(as_dense, (g, *x_and_y))
-    dx = np.empty(shape, g.dtype)
+    dx = empty(shape, g)
     run_task(
         _gradient_part, g.dtype, _Reduction(0.0, factor),
         *window, *shape, *places, *map(address_of, (g, dx, *others)), *[0] * (2 - len(others)),

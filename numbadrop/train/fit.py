@@ -21,6 +21,7 @@ from numbadrop.autograd import Variable, no_grad
 from numbadrop.data import Augmentation, Dataset, as_floats
 from numbadrop.errors import UserError
 from numbadrop.kernels.device import is_host, to_host
+from numbadrop.kernels.recycling import release_memory
 from numbadrop.nn import Module, cross_entropy
 from numbadrop.optim import Optimizer
 from numbadrop.train.checkpoint import (
@@ -262,6 +263,8 @@ def fit(
         raise TrainingInterrupted(
             f"interrupted in epoch {run.epoch + 1} after {run.step} of {steps} steps{kept}"
         ) from None
+    finally:
+        release_memory()  # The next large arrays may be as far off as the end of the program.
     return run.history
 
 
