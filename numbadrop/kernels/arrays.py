@@ -48,6 +48,8 @@ _DTYPES = (np.dtype(np.float32), _DOUBLE)
 
 def check_matrix(name: str, array: ArrayLike) -> Array:
     """Return a float32 or float64 matrix whose elements are aligned, whatever its strides."""
+    if type(array) is np.ndarray and array.ndim == 2 and array.dtype in _DTYPES:
+        return array if array.flags.aligned else array.copy()
     matrix = as_array(array)
     if matrix.ndim != 2:
         raise ValueError(f"{name} must be two-dimensional, got shape {matrix.shape}")
@@ -82,6 +84,8 @@ def check_dtype(name: str, array: Array) -> None:
 
 def check_alike(name: str, array: Array, other_name: str, other: Array) -> None:
     """Refuse a mix of element types, or of arrays on the host and on a GPU."""
+    if type(array) is type(other) and array.dtype is other.dtype:
+        return
     check_same_memory(name, array, other_name, other)
     if array.dtype != other.dtype:
         raise TypeError(

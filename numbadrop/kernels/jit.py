@@ -107,7 +107,7 @@ class Kernel(NamedTuple):
     """A native function ``kernel(task, part, parts)``."""
 
     address: int
-    call: Callable[[int, int, int], None]
+    call: Callable[[bytes, int, int], None]
     """The same for Python; releases the interpreter lock."""
 
 

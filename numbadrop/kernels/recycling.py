@@ -10,6 +10,7 @@ about its size.
 from __future__ import annotations
 
 import threading
+from math import prod
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -93,9 +94,7 @@ def empty_host(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     ndarray
         C-contiguous. Its memory is used again once it and all its views are gone.
     """
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
+    size = prod(shape) * dtype.itemsize
     if size < _FROM_BYTES:
         return np.empty(shape, dtype)
     memory = _take(size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -54,6 +53,4 @@ def run_task(
     """
     kind: Any = type(first)
     layout, kernel = _compiled(function, kind, dtype, len(words))
-    task = (ctypes.c_char * layout.size)()
-    layout.pack_into(task, 0, *first, *words)
-    threads.run(kernel, task, parallel)
+    threads.run(kernel, layout.pack(*first, *words), parallel)

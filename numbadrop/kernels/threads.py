@@ -138,6 +138,12 @@ def _work_through(shared, kernel, task, parts, patience):
             give_way()  # The thread that we wait for may need this core.
 
 
+# A task is bytes, whose address ctypes hands over; to the kernels it is a number like all others.
+_WORK_THROUGH = ctypes.CFUNCTYPE(
+    None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+)
+
+
 class _Native(NamedTuple):
     look: Any
     serve: Any
@@ -148,11 +154,12 @@ class _Native(NamedTuple):
 @cache
 def _native() -> _Native:
     i64 = types.int64
+    work_through = native_function(_work_through, types.void(i64, i64, i64, i64, i64))
     return _Native(
         native_function(_look, types.void(i64)),
         native_function(_serve, types.void(i64, i64)),
         native_function(_wake, types.int64(i64)),
-        native_function(_work_through, types.void(i64, i64, i64, i64, i64)),
+        ctypes.cast(work_through, _WORK_THROUGH),
     )
 
 
@@ -169,6 +176,7 @@ class _Crew:
         self._stopped = False
         self._memory = np.zeros(_SIZE + 64, np.uint8)
         self._shared = (self._memory.ctypes.data + 63) // 64 * 64
+        self._asleep = ctypes.c_int64.from_address(self._shared + _ASLEEP)
         self._threads = [
             threading.Thread(target=self._work, name=f"numbadrop-{number}", daemon=True)
             for number in range(helpers)
@@ -191,14 +199,15 @@ class _Crew:
             self.native.serve(self._shared, self._patience)
             self._bell.get()
 
-    def run(self, kernel: Kernel, task: int, parts: int) -> None:
+    def run(self, kernel: Kernel, task: bytes, parts: int) -> None:
         if not self.in_use.acquire(blocking=False):
             kernel.call(task, 0, 1)
             return
         try:
-            asleep = self.native.wake(self._shared)
-            for _ in range(asleep):
-                self._bell.put(None)
+            # A look costs less than a call. Who falls asleep just now misses this task either way.
+            if self._asleep.value:
+                for _ in range(self.native.wake(self._shared)):
+                    self._bell.put(None)
             patience = self._patience // 8
             self.native.work_through(self._shared, kernel.address, task, parts, patience)
         finally:
@@ -277,15 +286,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def run(kernel: Kernel, task: ctypes.Array[Any], parallel: bool) -> None:
+def run(kernel: Kernel, task: bytes, parallel: bool) -> None:
     """Run `kernel` on `task`: on the crew if `parallel` and it is free, else on this thread."""
     global _crew
-    address = ctypes.addressof(task)
     if not parallel or _threads == 1:
-        kernel.call(address, 0, 1)
+        kernel.call(task, 0, 1)
         return
     crew = _crew
     if crew is None:
         with _making:
             crew = _crew = _crew or _Crew(_threads - 1)
-    crew.run(kernel, address, _threads)
+    crew.run(kernel, task, _threads)
