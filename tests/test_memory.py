@@ -34,9 +34,31 @@ for dtype, shape, at_end in itertools.product(
         update_block(rule, value[0], memory[:, 0].copy(), grad[0], cols=cols)
 """
 
+UNPACKED = """
+from kernel_checks import *
+
+from numbadrop.kernels import gathered_matmul, scatter_matmul
+
+for dtype, batch, depth, cols, at_end, step in itertools.product(
+    DTYPES, (1, 2, 7, 8, 9), (1, 3, 600), (16, 17, 48, 63, 96, 112), (True, False), (1, -1)
+):
+    rng = np.random.default_rng(0)
+    x = guarded(rng.integers(-9, 10, (batch, depth)).astype(dtype), at_end)
+    w = guarded(rng.integers(-9, 10, (depth, cols)).astype(dtype), at_end)[::step]
+    out = guarded(np.full((batch, cols), np.nan, dtype), at_end)
+    gathered_matmul(x, w, out=out)
+    np.testing.assert_array_equal(out, x @ w)
+    scatter_matmul(np.ascontiguousarray(x.T), w, out=out)
+    np.testing.assert_array_equal(out, 2 * (x @ w))
+"""
+
 
 def test_products():
     answer("-c", "from kernel_checks import *; check_many()")
+
+
+def test_products_of_few_rows_that_read_dense_weights_where_they_lie():
+    answer("-c", UNPACKED)
 
 
 def test_updates():

@@ -20,8 +20,10 @@ from numbadrop.kernels.tile import register_tile
 
 
 @numba.njit
-def run_tile(alpha, rows, vectors, runs, run_starts, depth, a, a_depth, b, c, accumulate):
-    register_tile(alpha, rows, vectors, runs, run_starts, depth, a, a_depth, b, c, accumulate)
+def run_tile(alpha, rows, vectors, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate):
+    register_tile(
+        alpha, rows, vectors, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate
+    )
 
 
 def table(*numbers):
@@ -40,7 +42,9 @@ def test_every_variant(dtype):
         a = rng.integers(-9, 10, (height, depth)).astype(dtype)
         if transposed:
             a = np.asfortranarray(a)
-        b = rng.integers(-9, 10, (depth, vectors * lanes)).astype(dtype)
+        # So is B, in every other case.
+        b = rng.integers(-9, 10, (depth, vectors * lanes + transposed)).astype(dtype)
+        b = b[:, : vectors * lanes]
         # C is a part of a larger array: what stands around it must not change.
         around = rng.integers(-9, 10, (height + 2, vectors * lanes + 2)).astype(dtype)
         expected = around.copy()
@@ -54,7 +58,8 @@ def test_every_variant(dtype):
         starts = table(0)
         run_tile(
             dtype(0), height, vectors, 1, starts.ctypes.data, depth,
-            a_rows.ctypes.data, a.strides[1], b.ctypes.data, c_rows.ctypes.data, accumulate,
+            a_rows.ctypes.data, a.strides[1], b.ctypes.data, b.strides[0],
+            c_rows.ctypes.data, accumulate,
         )  # fmt: skip
         np.testing.assert_array_equal(
             around, expected, f"{height} x {vectors} vectors, depth {depth}, {accumulate=}"
@@ -79,7 +84,7 @@ def test_runs_and_rows_that_lie_anywhere(dtype, runs, depth):
     starts = starts * image.itemsize
     run_tile(
         dtype(0), height, vectors, runs, starts.ctypes.data, depth,
-        a_rows.ctypes.data, image.itemsize, b.ctypes.data, c_rows.ctypes.data, False,
+        a_rows.ctypes.data, image.itemsize, b.ctypes.data, b.strides[0], c_rows.ctypes.data, False,
     )  # fmt: skip
     np.testing.assert_array_equal(c[places], a @ b)
     assert np.isnan(np.delete(c, places, axis=0)).all()
@@ -101,7 +106,7 @@ starts = np.zeros(1, np.int64)
 
 def run(rows, vectors):
     places = [array.ctypes.data for array in (starts, a_rows, c_rows)]
-    run_tile(np.float32(0), rows, vectors, 1, places[0], 1, places[1], 4, b, places[2], False)
+    run_tile(np.float32(0), rows, vectors, 1, places[0], 1, places[1], 4, b, 0, places[2], False)
 
 run(1, 1)
 high, wide = MACHINE.tile_rows, MACHINE.tile_vectors

@@ -28,7 +28,8 @@ def _tiles(alpha, panel, a, c, depth, repeats):
     for _ in range(repeats):
         register_tile(
             alpha, MACHINE.tile_rows, MACHINE.tile_vectors, 1, behind, depth,
-            at, 8, panel, at + 8 * MACHINE.tile_rows, places[-1] != 0,
+            at, 8, panel, MACHINE.tile_vectors * MACHINE.vector_bytes,
+            at + 8 * MACHINE.tile_rows, places[-1] != 0,
         )  # fmt: skip
 
 

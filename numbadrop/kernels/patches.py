@@ -301,7 +301,8 @@ def convolve_part(task, part, parts):
                         list_rows(c_places, edge, edge_row, high)
                     register_tile(
                         alpha, high, thick, p.runs, run_starts, p.run_pixels * p.channels,
-                        a_places, size, packed + at * panel_bytes, c_places, False,
+                        a_places, size, packed + at * panel_bytes, thick * wide * size,
+                        c_places, False,
                     )  # fmt: skip
                     if finish:
                         biases_here = biases + at * width * size
@@ -419,7 +420,8 @@ def correlate_part(task, part, parts):
                         _copy_tile(c_places, outside, high, filled * size)
                 register_tile(
                     alpha, high, thick, lines, line_places, p.columns,
-                    a_places, p.step_x * spread.pixel, packed + n * panel_bytes, c_places, line > 0,
+                    a_places, p.step_x * spread.pixel,
+                    packed + n * panel_bytes, thick * wide * size, c_places, line > 0,
                 )  # fmt: skip
                 if not in_place:
                     _copy_tile(outside, c_places, high, filled * size)

@@ -1,8 +1,9 @@
 """The product C = f(A B) or C += f(A B) as loops around packing and the register tile.
 
 A is read where it lies, by address and two strides, or from a copy if its rows are far apart. B is
-gathered while it is packed. C is a block of rows and columns of an array. Forward pass, input
-gradient and weight gradient, dense or gathered, differ in their operands alone.
+gathered while it is packed; a dense one that a single tile meets is read where it lies, too. C is a
+block of rows and columns of an array. Forward pass, input gradient and weight gradient, dense or
+gathered, differ in their operands alone.
 
 f is the epilogue, which a tile passes through while it is still in the nearest cache:
 ``f(v) = scale rectify(v + bias)``, where ``rectify(v) = v if v > 0 else slope v``. It is a whole
@@ -218,6 +219,13 @@ def multiply(product, i_first, i_last, j_first, j_last):
     # Where the depth of A lies across memory, every element of a tile's column would come from a
     # cache line of its own, again for each panel: strips as high as a tile are packed instead.
     packed = a.depth != size and a.row == size and panels > 1
+    # A panel that one tile meets is a copy for nothing, unless units have to be brought together.
+    used_once = (
+        rows <= MACHINE.tile_rows
+        and b.cols.stride == size
+        and b.cols.indices == 0
+        and b.rows.indices == 0
+    )
     # What a register holds too much the next row overwrites, unless a row takes several registers.
     strip_row = MACHINE.tile_rows * size
     if strip_row > MACHINE.vector_bytes:
@@ -268,7 +276,11 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 in_place = direct and filled == thick * wide
                 if product.bias != 0:
                     list_bias(alpha, bias, product.bias, b.cols, j0, filled)
-                pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
+                b_tile, b_row = panel, panel_row
+                if used_once and filled == thick * wide:
+                    b_tile, b_row = b.address + k0 * b.rows.stride + j0 * size, b.rows.stride
+                else:
+                    pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
                 # Where the columns of C are dense, a tile is added to it a register at a time, from
                 # the beginning of a cache line on, if rows begin there.
                 registers, spread_start = 0, offset(c.cols, j0)
@@ -299,7 +311,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     list_rows(c_places, target, target_row, high)
                     register_tile(
                         alpha, high, thick, 1, one_run, deep,
-                        a_places, a_block.depth, panel, c_places, begun,
+                        a_places, a_block.depth, b_tile, b_row, c_places, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
                         finish_tile(epilogue, c_places, high, thick * wide, bias)

@@ -2,7 +2,8 @@
 
 ``c[r, :] = (c[r, :] if accumulate else 0) + sum_k a[r, k] b[k, :]`` for a few rows r and a few
 whole vectors of columns, with every partial sum in a register for the whole depth. A is read
-where it lies, one broadcast load for each element; B is a packed panel; C is written once.
+where it lies, one broadcast load for each element; B is a packed panel, or rows as far apart as
+they are in memory; C is written once.
 
 Rows of A and C may lie anywhere. The depth of A comes in runs, which may lie anywhere too, the same
 for all rows: a matrix is one run, the patches of an image have one for each row of the kernel.
@@ -36,12 +37,12 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
         return module.globals[name]
     signature = ir.FunctionType(
         ir.VoidType(),
-        [_I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _POINTER, ir.IntType(1)],
+        [_I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _I64, _POINTER, ir.IntType(1)],
     )
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    runs, run_starts, depth, a_table, a_depth, b, c_table, accumulate = function.args
+    runs, run_starts, depth, a_table, a_depth, b, b_row, c_table, accumulate = function.args
 
     size = itemsize(element)
     vector = vector_type(element)
@@ -112,7 +113,7 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
                 for v in range(vectors):
                     sums[r, v] = builder.call(fma, [spread, row[v], sums[r, v]])
             a_offset = opaque(builder, builder.add(a_offset, a_depth))
-            b_at = at(builder, b_at, vectors * MACHINE.vector_bytes)
+            b_at = at(builder, b_at, b_row)
         return sums, a_offset, b_at
 
     def loop(
@@ -164,23 +165,25 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
 @intrinsic
 def register_tile(
     typingctx: Any, alpha: Any, rows: Any, vectors: Any, runs: Any, run_starts: Any, depth: Any,
-    a_rows: Any, a_depth: Any, b: Any, c_rows: Any, accumulate: Any,
+    a_rows: Any, a_depth: Any, b: Any, b_row: Any, c_rows: Any, accumulate: Any,
 ) -> Any:  # fmt: skip
-    """Multiply `rows` rows of A by a packed panel of `vectors` vectors, into C.
+    """Multiply `rows` rows of A by `vectors` vectors of B, into C.
 
     `alpha` gives the element type alone. Element k of run n of row r of A lies at
-    ``a_rows[r] + run_starts[n] + k a_depth``, k in ``[0, depth)``; row r of C begins at
-    ``c_rows[r]``. `a_rows`, `run_starts` and `c_rows` are addresses of arrays of int64; all of this
-    is in bytes. A height or width that was not generated ends the process at once: it must never
-    be skipped in silence.
+    ``a_rows[r] + run_starts[n] + k a_depth``, k in ``[0, depth)``, and is multiplied by what begins
+    at ``b + (n depth + k) b_row``; row r of C begins at ``c_rows[r]``. `a_rows`, `run_starts` and
+    `c_rows` are addresses of arrays of int64; all of this is in bytes. A height or width that was
+    not generated ends the process at once: it must never be skipped in silence.
     """
     i64 = types.int64
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, rows, vectors, runs, run_starts, depth, a_rows, a_depth, b, c_rows, accumulate = args
+        _, rows, vectors, runs, run_starts, depth, a_rows, a_depth, b, b_row, c_rows, accumulate = (
+            args
+        )
         arguments = [
             runs, pointer(builder, run_starts), depth, pointer(builder, a_rows), a_depth,
-            pointer(builder, b), pointer(builder, c_rows), accumulate,
+            pointer(builder, b), b_row, pointer(builder, c_rows), accumulate,
         ]  # fmt: skip
         # Each in a half of the word, so that no other height and width give the same number.
         number = builder.xor(builder.shl(rows, _I64(32)), vectors)
@@ -193,6 +196,6 @@ def register_tile(
         return context.get_dummy_value()
 
     return (
-        types.void(alpha, i64, i64, i64, i64, i64, i64, i64, i64, i64, types.boolean),
+        types.void(alpha, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, types.boolean),
         codegen,
     )
