@@ -106,6 +106,32 @@ def _copy_register(typingctx: Any, target: Any, source: Any) -> Any:
     return types.void(types.int64, types.int64), codegen
 
 
+@intrinsic
+def _copy_lanes(typingctx: Any, alpha: Any, target: Any, source: Any, count: Any) -> Any:
+    """Write one register, whose first lanes are `count` elements and whose others are zero."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, target, source, count = args
+        vector, align = vector_type(alpha), itemsize(alpha)
+        every = ir.VectorType(count.type, vector.count)
+        single = builder.insert_element(ir.Constant(every, ir.Undefined), count, _I32(0))
+        first = ir.Constant(ir.VectorType(_I32, vector.count), None)
+        wanted = builder.shuffle_vector(single, single, first)
+        mask = builder.icmp_signed("<", ir.Constant(every, list(range(vector.count))), wanted)
+        load = builder.module.declare_intrinsic(
+            f"llvm.masked.load.v{vector.count}f{alpha.bitwidth}.p0",
+            (),
+            ir.FunctionType(vector, [ir.PointerType(), _I32, mask.type, vector]),
+        )
+        zero = ir.Constant(vector, None)
+        register = builder.call(load, [pointer(builder, source), _I32(align), mask, zero])
+        builder.store(register, pointer(builder, target), align=align)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(alpha, i64, i64, i64), codegen
+
+
 @inner
 def workspace_bytes():
     """Return the size of the memory that packing needs beside the panel."""
@@ -126,6 +152,14 @@ def _pack_dense(panel, pitch, b, k0, depth, j0, registers):
         for register in range(registers):
             at = register * MACHINE.vector_bytes
             _copy_register(panel + k * pitch + at, source + at)
+
+
+@inner
+def _pack_narrow(alpha, panel, pitch, b, k0, depth, j0, columns):
+    """Pack rows that are no more than a part of a register, as of a net's last layer."""
+    for k in range(depth):
+        source = b.address + offset(b.rows, k0 + k) + offset(b.cols, j0)
+        _copy_lanes(alpha, panel + k * pitch, source, columns)
 
 
 @inner
@@ -183,6 +217,8 @@ def pack(alpha, panel, pitch, b, k0, depth, j0, columns, work):
     wide = lanes(alpha)
     if b.cols.stride == size and b.cols.indices == 0 and columns % wide == 0:
         _pack_dense(panel, pitch, b, k0, depth, j0, columns // wide)
+    elif b.cols.stride == size and b.cols.indices == 0 and b.cols.size < wide:
+        _pack_narrow(alpha, panel, pitch, b, k0, depth, j0, columns)
     elif b.cols.stride == size and b.cols.size >= wide:
         _pack_along_columns(alpha, panel, pitch, b, k0, depth, j0, columns, work)
     elif b.rows.stride == size and b.rows.size >= wide:
