@@ -10,6 +10,7 @@ about its size.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from math import prod
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -48,8 +49,9 @@ class _Lease:
             "data": (memory.ctypes.data, False),
         }
 
-    def __del__(self) -> None:
-        _left.put(self.memory)
+    # At the end of the program an array may outlive this module's names.
+    def __del__(self, put: Callable[[Array], None] = _left.put) -> None:
+        put(self.memory)
 
 
 def _collect() -> None:
