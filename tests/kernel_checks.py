@@ -16,9 +16,11 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 import numbadrop
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import reference
+from numbadrop.kernels import convolution, reference
 
 Array = NDArray[Any]
 
@@ -417,6 +419,15 @@ GEOMETRIES = [
 ]
 
 
+# Odd and even images, with no, some and much padding.
+WINOGRAD_GEOMETRIES = [
+    Convolution(1, (3, 3), (1, 1), (3, 3)),
+    Convolution(2, (5, 8), (3, 17), (3, 3), padding=(1, 1)),
+    Convolution(3, (8, 5), (33, 16), (3, 3), padding=(0, 2)),
+    Convolution(2, (2, 3), (16, 70), (3, 3), padding=(4, 3)),
+]
+
+
 def check_convolutions(geometries: Any = GEOMETRIES, guard: Any = guarded) -> str:
     """Check convolutions of every kind on guarded operands; return a digest of the results."""
     digest = hashlib.sha256()
@@ -442,6 +453,37 @@ def check_convolutions(geometries: Any = GEOMETRIES, guard: Any = guarded) -> st
             options = options if name == "gathered_conv2d" else {}
             result = assert_convolution(
                 name, of, left, right, ins, outs, out=out, alpha=-0.5, **options
+            )
+            digest.update(result.tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def winograd_from(channels: int) -> Iterator[None]:
+    """Use Winograd's convolution from so many channels on, wherever it exists."""
+    limits = {"_WINOGRAD_CHANNELS": channels, "_WINOGRAD_SQUARES": 0, "_WINOGRAD_GAIN": 0}
+    with mock.patch.multiple(convolution, **limits):
+        yield
+
+
+def check_winograd(guard: Any = guarded) -> str:
+    """Check Winograd's convolutions on guarded whole numbers; return a digest of the results."""
+    digest = hashlib.sha256()
+    kinds = itertools.cycle(itertools.product(SETS, SETS))
+    rng = np.random.default_rng(0)
+    with winograd_from(0):
+        for dtype, of, at_end, name in itertools.product(
+            DTYPES, WINOGRAD_GEOMETRIES, (True, False), CONVOLUTIONS
+        ):
+            sets = ("none", "none") if name == "conv2d_at" else next(kinds)
+            ins, outs = map(make_set, sets, of.channels, (rng, rng))
+            left, right = (
+                guard(a, at_end)
+                for a in convolution_operands(name, dtype, of, ins, outs, rng, whole_numbers=True)
+            )
+            out = guard(np.ones(of.shapes(ins, outs)[name], dtype), at_end)
+            result = assert_convolution(
+                name, of, left, right, ins, outs, out=out, wide=np.float64, exact=True
             )
             digest.update(result.tobytes())
     return digest.hexdigest()

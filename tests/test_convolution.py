@@ -6,6 +6,7 @@ Rounding, every layout in memory, memory that must not be touched, threads, and 
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from kernel_checks import (
     convolution_operands,
     copied,
     make_set,
+    winograd_from,
 )
 
 from numbadrop import kernels
@@ -40,6 +42,13 @@ dtypes = st.sampled_from(DTYPES)
 seeds = st.integers(0, 2**32 - 1)
 slopes = st.sampled_from([0.0, 0.25, 1.0, 2.5])
 scales = st.sampled_from([1.0, 0.75, 3.0])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def direct():
+    """Let Winograd's convolution, which has its own tests, never be used."""
+    with winograd_from(sys.maxsize):
+        yield
 
 
 def pairs(low, high):
@@ -375,7 +384,8 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
 
 
 def test_no_byte_outside_an_operand():
-    answer("-c", "from kernel_checks import *; check_convolutions()")
+    program = "from kernel_checks import *\nwith winograd_from(sys.maxsize): check_convolutions()"
+    answer("-c", program)
 
 
 F4, F8 = np.float32, np.float64

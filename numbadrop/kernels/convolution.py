@@ -2,9 +2,9 @@
 
 Images are compact (batch, height, width, channels): they hold the kept channels alone, channels
 last. Weights are (kernel height, kernel width, in, out), and other channels of theirs are not read.
-What runs is the product of `product` and `patches`; these doors say where the taps of the kernel
-lie. Groups are not here: a group is an index set of its own, and depthwise convolution leaves a
-register tile nothing to share.
+What runs is the product of `patches`, or for most kernels of 3 x 3 those of `winograd`; these doors
+say where the taps of the kernel lie. Groups are not here: a group is an index set of its own, and
+depthwise convolution leaves a register tile nothing to share.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.address import address_of
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels import winograd
 from numbadrop.kernels.arrays import (
     Array,
     Pair,
@@ -48,6 +49,11 @@ __all__ = [
 ]
 
 _SERIAL_BELOW = 200_000
+_WINOGRAD_CHANNELS = 24
+_WINOGRAD_SQUARES = 64
+_WINOGRAD_GAIN = 1.8
+"""From so many channels on both sides, and squares of results, and where it takes so many times
+fewer multiplications, Winograd's convolution is faster than the direct one (measured)."""
 _MOST_FRAME_BYTES = 1 << 30
 """Most bytes of a frame of zeros around what the patches of one line of positions cover."""
 
@@ -157,16 +163,46 @@ def _convolve(
     depth_axis = (kernel_height * kernel_width - 1) * depth_step + depth_size
     count = out.shape[3]
     target = out[:, down.target :: down.target_step, along.target :: along.target_step]
-    image, line, pixel, _ = target.strides
-    run_task(
-        convolve_part, out.dtype, epilogue,
-        *words, 0 if bias is None else address_of(bias), count,
+    places = target.ctypes.data, *target.strides[:3]
+    weights = (
         address_of(w),
         row_stride, depth_axis, address_of(depth),
         col_stride, cols, 0 if col_units is None else col_units.address,
-        target.ctypes.data, image, line, pixel,
-        parallel=len(images) * down.number * along.number * len(depth) * count >= _SERIAL_BELOW,
     )  # fmt: skip
+    parallel = len(images) * down.number * along.number * len(depth) * count >= _SERIAL_BELOW
+    if _winograd_pays(len(images), down, along, len(units), count):
+        transformed = empty((winograd.transformed_elements(len(units), count, w.itemsize),), w)
+        run_task(
+            winograd.transform_part, w.dtype, _Factor(1.0),
+            len(units), count, *weights, address_of(transformed),
+            parallel=parallel,
+        )  # fmt: skip
+        if bias is not None and col_units is not None:
+            bias = bias[col_units.indices]
+        run_task(
+            winograd.convolve_part, out.dtype, epilogue,
+            *words, 0 if bias is None else address_of(bias), count,
+            address_of(transformed), *places,
+            parallel=parallel,
+        )  # fmt: skip
+        return
+    run_task(
+        convolve_part, out.dtype, epilogue,
+        *words, 0 if bias is None else address_of(bias), count, *weights, *places,
+        parallel=parallel,
+    )  # fmt: skip
+
+
+def _winograd_pays(batch: int, down: Taps, along: Taps, channels: int, cols: int) -> bool:
+    """Whether Winograd's convolution exists for these taps, and is faster than the direct one."""
+    if any(t.step != 1 or t.reach != 2 or len(t.places) != 3 for t in (down, along)):
+        return False
+    squares = -(-down.number // 2) * -(-along.number // 2)
+    return (
+        min(channels, cols) >= _WINOGRAD_CHANNELS
+        and batch * squares >= _WINOGRAD_SQUARES
+        and 9 * down.number * along.number >= _WINOGRAD_GAIN * 16 * squares
+    )
 
 
 def _dense_pixels(out: Array) -> Array:
@@ -224,6 +260,13 @@ def gathered_conv2d(
         If a shape does not fit, the geometry is impossible, an index set is empty, unsorted,
         repeated or out of range, or `out` is read-only or overlaps an input. Nothing has been
         written then.
+
+    Notes
+    -----
+    Kernels of 3 x 3 with stride and dilation 1, between 24 channels or more, are computed by
+    Winograd's algorithm (Lavin and Gray 2015, arXiv:1509.09308), with 4/9 of the multiplications.
+    It shares sums among squares of 2 x 2 results: an infinity or NaN that one of them sees may make
+    the other three NaN, too. So do the two gradients.
 
     Examples
     --------
@@ -406,8 +449,9 @@ def conv2d_at(
     else:
         down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
         words, _runs, _ = _patches(x, down, along, merge=False)
+        pays = _winograd_pays(len(x), down, along, x.shape[3], g.shape[3])
         run_task(
-            correlate_part, x.dtype, _Factor(1.0),
+            winograd.correlate_part if pays else correlate_part, x.dtype, _Factor(1.0),
             *words, address_of(g), g.shape[3], address_of(dense),
             parallel=g.size * x.shape[3] * kernel[0] * kernel[1] >= _SERIAL_BELOW,
         )  # fmt: skip

@@ -40,7 +40,7 @@ from numbadrop.kernels.product import (
 from numbadrop.kernels.tile import register_tile
 from numbadrop.kernels.windows import Axis
 
-__all__ = ["convolve_part", "correlate_part"]
+__all__ = ["PATCHES_WORDS", "convolve_part", "correlate_part", "cut", "read_patches"]
 
 _PACKED_BYTES = 1 << 20
 """Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
@@ -77,7 +77,7 @@ class Patches(NamedTuple):
     """Address of int64 pairs: how far each run begins below and right of the first tap."""
 
 
-_PATCHES_WORDS = len(Patches._fields)
+PATCHES_WORDS = len(Patches._fields)
 
 
 class _Spread(NamedTuple):
@@ -88,7 +88,8 @@ class _Spread(NamedTuple):
 
 
 @inner
-def _read_patches(words):
+def read_patches(words):
+    """Read `Patches` from the words of a task."""
     return Patches(
         load_index(words, 0), load_index(words, 1), load_index(words, 2), load_index(words, 3),
         load_index(words, 4), load_index(words, 5), load_index(words, 6), load_index(words, 7),
@@ -208,8 +209,8 @@ def convolve_part(task, part, parts):
     epilogue = first_of(task)
     alpha = epilogue.scale
     words = words_behind(task)
-    p = _read_patches(words)
-    words += 8 * _PATCHES_WORDS
+    p = read_patches(words)
+    words += 8 * PATCHES_WORDS
     bias, cols = load_index(words, 0), load_index(words, 1)
     b = read_matrix(words, 2)
     c, c_image, c_line, c_pixel = (
@@ -318,6 +319,31 @@ def convolve_part(task, part, parts):
     keep_alive(places_memory)
 
 
+@inner
+def cut(channels, vectors, parts, part):
+    """Return which channels of the images, and which registers of columns, are one part's.
+
+    Returns
+    -------
+    first_channel, channels, first_vector, vectors : int
+    """
+    # Channels are cut first: then no thread copies what another does.
+    across_channels = 1
+    for number in range(2, parts + 1):
+        if parts % number == 0 and channels >= number * MACHINE.tile_rows:
+            across_channels = number
+    across_cols = parts // across_channels
+    row, col = part // across_cols, part % across_cols
+    first_channel = share(channels, across_channels, row)
+    first_vector = share(vectors, across_cols, col)
+    return (
+        first_channel,
+        share(channels, across_channels, row + 1) - first_channel,
+        first_vector,
+        share(vectors, across_cols, col + 1) - first_vector,
+    )
+
+
 def correlate_part(task, part, parts):
     """Compute ``C = P' G`` for some of its rows and columns; a task is a factor and words.
 
@@ -327,31 +353,21 @@ def correlate_part(task, part, parts):
     """
     (alpha,) = first_of(task)
     words = words_behind(task)
-    p = _read_patches(words)
-    words += 8 * _PATCHES_WORDS
+    p = read_patches(words)
+    words += 8 * PATCHES_WORDS
     g, cols, c = load_index(words, 0), load_index(words, 1), load_index(words, 2)
     size = bytes_of(alpha)
     wide = lanes(alpha)
-    # Channels of the images are cut first: then no thread copies what another does.
-    across_channels = 1
-    for number in range(2, parts + 1):
-        if parts % number == 0 and p.channels >= number * MACHINE.tile_rows:
-            across_channels = number
-    across_cols = parts // across_channels
-    number = part // across_cols
-    first_channel = share(p.channels, across_channels, number)
-    channels = share(p.channels, across_channels, number + 1) - first_channel
     all_vectors = (cols + wide - 1) // wide
-    number = part % across_cols
-    j_first = share(all_vectors, across_cols, number) * wide
-    j_last = min(share(all_vectors, across_cols, number + 1) * wide, cols)
+    first_channel, channels, v_first, vectors = cut(p.channels, all_vectors, parts, part)
     rows = p.runs * channels
     positions = p.batch * p.lines * p.columns
-    if rows == 0 or j_first >= j_last or positions == 0:
+    if rows == 0 or vectors == 0 or positions == 0:
         return
 
+    j_first = v_first * wide
+    j_last = min(j_first + vectors * wide, cols)
     width = MACHINE.tile_vectors * wide
-    vectors = (j_last - j_first + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
     # The bands decide in which order sums are made: they must not depend on the threads.
     most_lines = min(

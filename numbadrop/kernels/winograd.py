@@ -1,0 +1,334 @@
+"""Winograd's convolution: kernels of 3 x 3 with 4/9 of the multiplications.
+
+A square of 2 x 2 results comes from 4 x 4 pixels x and 3 x 3 weights w by a product element by
+element, ``A' [(G w G') * (B' x B)] A``, and its gradient in w is ``G' [(B' x B) * (A g A')] G``
+(Lavin and Gray 2015, arXiv:1509.09308, section 4.1, F(2x2, 3x3)). Summed over channels, or over
+squares, that is one matrix product for each of the 16 elements. As many squares are transformed at
+a time as stay in the second cache; the register tile reads them there.
+
+The factors are 1 and 1/2: sums come out about as exact as those of the direct product. But results
+that share pixels share their infinities: where those of one square are infinite, others may be NaN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.jit import inner
+from numbadrop.kernels.memory import first_of, keep_alive, load_index, store, words_behind
+from numbadrop.kernels.packing import pack, workspace, workspace_bytes
+from numbadrop.kernels.patches import PATCHES_WORDS, cut, read_patches
+from numbadrop.kernels.product import (
+    CACHE_LINE,
+    align,
+    finish_tile,
+    list_rows,
+    read_matrix,
+    share,
+)
+from numbadrop.kernels.sandwich import sandwich
+from numbadrop.kernels.tile import register_tile
+
+__all__ = ["convolve_part", "correlate_part", "transform_part", "transformed_elements"]
+
+_IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B'
+_WEIGHTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
+_RESULT = ((1, 1, 1, 0), (0, 1, -1, -1))  # A'
+_transform_image = sandwich("image", _IMAGE)
+_transform_weights = sandwich("weights", _WEIGHTS)
+_transform_gradient = sandwich("gradient", tuple(zip(*_RESULT, strict=True)))
+_result_of = sandwich("result", _RESULT)
+_weight_gradient_of = sandwich("weight_gradient", tuple(zip(*_WEIGHTS, strict=True)))
+
+_BLOCK_BYTES = 1 << 17
+"""About the bytes of squares that are transformed at a time: they must stay in the second cache,
+together with those of the products."""
+_LEAST_SQUARES = 32
+"""But at least so many: weights that do not fit there come from memory for each block."""
+_LONG_BLOCK_BYTES = 1 << 21
+"""The bytes where each block is one more pass over the sums: twice what fits is faster still."""
+_DEEP = 64
+"""Rows of the weights that are transformed at a time."""
+_PAGE = 4096
+_STAGGER = 5 * CACHE_LINE
+"""The 16 elements of a square lie so many bytes, and pages, apart: each in a set of its own of the
+nearest cache."""
+
+
+def transformed_elements(channels: int, cols: int, itemsize: int) -> int:
+    """Return how many elements of `itemsize` bytes transformed weights take."""
+    wide = MACHINE.vector_bytes // itemsize
+    return 16 * channels * -(-cols // wide) * wide
+
+
+@inner
+def _apart(size):
+    """Return how far one of 16 blocks of this size should lie behind the one before."""
+    return align(size, _PAGE) + _STAGGER
+
+
+@inner
+def _squares(p):
+    """Return how many squares of results there are down an image, and along it."""
+    return (p.lines + 1) // 2, (p.columns + 1) // 2
+
+
+@inner
+def _list_square(table, side, address, lines, columns, image, line, pixel, y, x, outside):
+    """List a square of places whose first is (y, x); `outside` for those that are not there."""
+    for i in range(side):
+        for j in range(side):
+            place = outside
+            if 0 <= y + i < lines and 0 <= x + j < columns:
+                place = address + image + (y + i) * line + (x + j) * pixel
+            store(table + (i * side + j) * 8, place)
+
+
+@inner
+def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step, v_row, zeros):
+    """Transform some channels of the pixels of the squares [first, first + count)."""
+    size = bytes_of(alpha)
+    down, along = _squares(p)
+    table_memory = np.empty(32, np.int64)
+    sources = table_memory.ctypes.data
+    targets = sources + 16 * 8
+    list_rows(targets, v, v_step, 16)
+    pixel = p.channels * size
+    line = p.width * pixel
+    for t in range(count):
+        n = first + t
+        image, y, x = n // (down * along), n // along % down, n % along
+        _list_square(
+            sources, 4, p.address + first_channel * size, p.height, p.width,
+            image * p.height * line, line, pixel, p.first_y + 2 * y, p.first_x + 2 * x, zeros,
+        )  # fmt: skip
+        _transform_image(alpha, sources, 0, targets, t * v_row, channels)
+    keep_alive(table_memory)
+
+
+def transform_part(task, part, parts):
+    """Compute ``G w G'`` of some of the weights; a task is a factor and words.
+
+    The factor only gives the element type. The words are the channels and the columns; the weights
+    as a `Matrix`, whose depth are the channels of one tap after the other; and an address. There
+    the weights come to lie a panel of columns after the other, in it one of the 16 elements after
+    the other, and of it a row for each channel.
+    """
+    (alpha,) = first_of(task)
+    words = words_behind(task)
+    channels, cols, u = load_index(words, 0), load_index(words, 1), load_index(words, 9)
+    b = read_matrix(words, 2)
+    first, last = share(channels, parts, part), share(channels, parts, part + 1)
+    if first == last:
+        return
+    size = bytes_of(alpha)
+    wide = lanes(alpha)
+    width = MACHINE.tile_vectors * wide
+    vectors = (cols + wide - 1) // wide
+    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    work_memory = np.zeros(workspace_bytes(), np.uint8)
+    work = workspace(work_memory.ctypes.data)
+    tap_bytes = (_DEEP + wide) * width * size + CACHE_LINE
+    taps_memory = np.empty(9 * tap_bytes + CACHE_LINE, np.uint8)
+    taps = align(taps_memory.ctypes.data, CACHE_LINE)
+    table_memory = np.empty(25, np.int64)
+    sources = table_memory.ctypes.data
+    targets = sources + 9 * 8
+    list_rows(sources, taps, tap_bytes, 9)
+    for n in range(panels):
+        v0 = share(vectors, panels, n)
+        thick = share(vectors, panels, n + 1) - v0
+        filled = min(thick * wide, cols - v0 * wide)
+        row = thick * wide * size
+        panel = u + 16 * channels * v0 * wide * size
+        for k in range(first, last, _DEEP):
+            deep = min(_DEEP, last - k)
+            for tap in range(9):
+                pack(
+                    alpha, taps + tap * tap_bytes, row, b, tap * channels + k, deep, v0 * wide,
+                    filled, work,
+                )  # fmt: skip
+            list_rows(targets, panel + k * row, channels * row, 16)
+            _transform_weights(alpha, sources, 0, targets, 0, deep * thick * wide)
+    keep_alive(work_memory)
+    keep_alive(taps_memory)
+    keep_alive(table_memory)
+
+
+def convolve_part(task, part, parts):
+    """Compute ``C = f(A' [U * (B' x B)] A)`` for some squares; a task is an `Epilogue` and words.
+
+    The words are `Patches`; the address of the bias of each column or 0; the columns, and the
+    address of their transformed weights U; and of C the address, and the bytes from one image, one
+    line and one position to the next.
+    """
+    epilogue = first_of(task)
+    alpha = epilogue.scale
+    words = words_behind(task)
+    p = read_patches(words)
+    words += 8 * PATCHES_WORDS
+    bias, cols, u = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    c, c_image, c_line, c_pixel = (
+        load_index(words, 3), load_index(words, 4), load_index(words, 5), load_index(words, 6)
+    )  # fmt: skip
+    down, along = _squares(p)
+    squares = p.batch * down * along
+    begin, end = share(squares, parts, part), share(squares, parts, part + 1)
+    if begin == end:
+        return
+    finish = bias != 0 or epilogue.slope != 1 or epilogue.scale != 1
+    size = bytes_of(alpha)
+    wide = lanes(alpha)
+    width = MACHINE.tile_vectors * wide
+    vectors = (cols + wide - 1) // wide
+    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    v_row = align(p.channels * size, CACHE_LINE) + CACHE_LINE
+    most = min(max(_BLOCK_BYTES // (16 * v_row), _LEAST_SQUARES), end - begin)
+    m_row = width * size
+    v_step, m_step = _apart(most * v_row), _apart(most * m_row)
+    block_memory = np.empty(16 * (v_step + m_step) + CACHE_LINE, np.uint8)
+    v = align(block_memory.ctypes.data, CACHE_LINE)
+    m = v + 16 * v_step
+    # What lies outside: pixels that are read, results that are written, and no bias.
+    outside_memory = np.zeros(p.channels * size + 2 * m_row, np.uint8)
+    zeros = np.int64(outside_memory.ctypes.data)
+    nowhere = zeros + p.channels * size
+    no_bias = nowhere + m_row
+    table_memory = np.zeros(2 * MACHINE.tile_rows + 16 + 4 + 4 * most + 1, np.int64)
+    a_places = table_memory.ctypes.data
+    c_places = a_places + 8 * MACHINE.tile_rows
+    sums = c_places + 8 * MACHINE.tile_rows
+    targets = sums + 8 * 16
+    one_run = targets + 8 * 4
+    results = one_run + 8
+
+    # Loop 1: squares of results, a block at a time.
+    for first in range(begin, end, most):
+        count = min(most, end - first)
+        _transform_images(alpha, p, first, count, 0, p.channels, v, v_step, v_row, zeros)
+        for t in range(count):
+            n = first + t
+            image, y, x = n // (down * along), n // along % down, n % along
+            _list_square(
+                results + 32 * t, 2, c, p.lines, p.columns, image * c_image, c_line, c_pixel,
+                2 * y, 2 * x, 0,
+            )  # fmt: skip
+        tiles = (count + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+        # Loop 2: columns, a panel at a time.
+        for n in range(panels):
+            v0 = share(vectors, panels, n)
+            thick = share(vectors, panels, n + 1) - v0
+            filled = min(thick * wide, cols - v0 * wide)
+            row = thick * wide * size
+            panel = u + 16 * p.channels * v0 * wide * size
+            # Loop 3: the elements of a square. Loop 4: squares, a register tile at a time.
+            for q in range(16):
+                for t in range(tiles):
+                    r0 = share(count, tiles, t)
+                    high = share(count, tiles, t + 1) - r0
+                    list_rows(a_places, v + q * v_step + r0 * v_row, v_row, high)
+                    list_rows(c_places, m + q * m_step + r0 * m_row, m_row, high)
+                    register_tile(
+                        alpha, high, thick, 1, one_run, p.channels,
+                        a_places, size, panel + q * p.channels * row, row, c_places, False,
+                    )  # fmt: skip
+            list_rows(sums, m, m_step, 16)
+            bias_here = no_bias if bias == 0 else bias + v0 * wide * size
+            for t in range(count):
+                for i in range(4):
+                    place = load_index(results + 32 * t, i)
+                    store(targets + 8 * i, place + v0 * wide * size if place != 0 else nowhere)
+                _result_of(alpha, sums, t * m_row, targets, 0, filled)
+                if finish:
+                    finish_tile(epilogue, targets, 4, filled, bias_here)
+    keep_alive(block_memory)
+    keep_alive(outside_memory)
+    keep_alive(table_memory)
+
+
+def correlate_part(task, part, parts):
+    """Compute ``C = G' [(B' x B) * (A g A')] G`` for some channels and columns.
+
+    The task is that of `patches.correlate_part`.
+    """
+    (alpha,) = first_of(task)
+    words = words_behind(task)
+    p = read_patches(words)
+    words += 8 * PATCHES_WORDS
+    g, cols, c = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    size = bytes_of(alpha)
+    wide = lanes(alpha)
+    all_vectors = (cols + wide - 1) // wide
+    first_channel, channels, v_first, vectors = cut(p.channels, all_vectors, parts, part)
+    if channels == 0 or vectors == 0:
+        return
+    j_first = v_first * wide
+    columns = min(vectors * wide, cols - j_first)
+    down, along = _squares(p)
+    squares = p.batch * down * along
+    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    # The blocks decide in which order sums are made: they must not depend on the threads.
+    square_bytes = 16 * (p.channels * size + all_vectors * MACHINE.vector_bytes)
+    most = min(max(_LONG_BLOCK_BYTES // square_bytes, _LEAST_SQUARES), squares)
+    v_row = align(channels * size, CACHE_LINE) + CACHE_LINE
+    y_row = vectors * MACHINE.vector_bytes + CACHE_LINE
+    v_step, y_step = _apart(most * v_row), _apart(most * y_row)
+    sum_step = _apart(channels * y_row)
+    block_memory = np.empty(16 * v_step + CACHE_LINE, np.uint8)
+    v = align(block_memory.ctypes.data, CACHE_LINE)
+    # Zeros, as in `product.multiply`: behind the last column nothing is written.
+    gradient_memory = np.zeros(16 * y_step + CACHE_LINE, np.uint8)
+    y = align(gradient_memory.ctypes.data, CACHE_LINE)
+    sum_memory = np.empty(16 * sum_step + CACHE_LINE, np.uint8)
+    sums = align(sum_memory.ctypes.data, CACHE_LINE)
+    zeros_memory = np.zeros(max(channels, columns) * size, np.uint8)
+    zeros = np.int64(zeros_memory.ctypes.data)
+    table_memory = np.zeros(2 * MACHINE.tile_rows + 4 + 16 + 16 + 9 + 1, np.int64)
+    a_places = table_memory.ctypes.data
+    c_places = a_places + 8 * MACHINE.tile_rows
+    pixels = c_places + 8 * MACHINE.tile_rows
+    gradients = pixels + 8 * 4
+    sources = gradients + 8 * 16
+    targets = sources + 8 * 16
+    one_run = targets + 8 * 9
+    list_rows(gradients, y, y_step, 16)
+    tiles = (channels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+    line = p.columns * cols * size
+
+    # Loop 1: squares, which are the depth, a block at a time.
+    for first in range(0, squares, most):
+        count = min(most, squares - first)
+        _transform_images(alpha, p, first, count, first_channel, channels, v, v_step, v_row, zeros)
+        for t in range(count):
+            n = first + t
+            image, down_at, along_at = n // (down * along), n // along % down, n % along
+            _list_square(
+                pixels, 2, g + j_first * size, p.lines, p.columns, image * p.lines * line, line,
+                cols * size, 2 * down_at, 2 * along_at, zeros,
+            )  # fmt: skip
+            _transform_gradient(alpha, pixels, 0, gradients, t * y_row, columns)
+        # Loop 2: the elements of a square. Loops 3 and 4: columns and channels, a register tile.
+        for q in range(16):
+            for n in range(panels):
+                v0 = share(vectors, panels, n)
+                thick = share(vectors, panels, n + 1) - v0
+                at = v0 * MACHINE.vector_bytes
+                for t in range(tiles):
+                    r0 = share(channels, tiles, t)
+                    high = share(channels, tiles, t + 1) - r0
+                    list_rows(a_places, v + q * v_step + r0 * size, size, high)
+                    list_rows(c_places, sums + q * sum_step + r0 * y_row + at, y_row, high)
+                    register_tile(
+                        alpha, high, thick, 1, one_run, count,
+                        a_places, v_row, y + q * y_step + at, y_row, c_places, first > 0,
+                    )  # fmt: skip
+    list_rows(sources, sums, sum_step, 16)
+    list_rows(targets, c + (first_channel * cols + j_first) * size, p.channels * cols * size, 9)
+    for k in range(channels):
+        _weight_gradient_of(alpha, sources, k * y_row, targets, k * cols * size, columns)
+    keep_alive(block_memory)
+    keep_alive(gradient_memory)
+    keep_alive(sum_memory)
+    keep_alive(zeros_memory)
+    keep_alive(table_memory)
