@@ -6,12 +6,14 @@ They share nothing with the package but initial weights and the patterns drawn.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_checks import winograd_from
 
 from numbadrop.autograd import primitive
 from numbadrop.nn import (
@@ -469,10 +471,12 @@ def test_twenty_steps_on_submatrices_are_dense_masked_steps(make, options, seed,
 
 
 @pytest.mark.parametrize(("make", "options"), FROZEN + CATCHING_UP)
+@pytest.mark.parametrize("winograd", [True, False])
 @settings(max_examples=3)
 @given(seed=st.integers(0, 9999), classify=st.booleans())
-def test_ten_steps_on_kept_channels_are_dense_masked_steps(make, options, seed, classify):
-    check(random_conv_net(seed), seed, make, options, classify)
+def test_ten_steps_on_kept_channels_are_dense_masked_steps(winograd, make, options, seed, classify):
+    with winograd_from(0 if winograd else sys.maxsize):
+        check(random_conv_net(seed), seed, make, options, classify)
 
 
 @pytest.mark.parametrize(("make", "options"), FROZEN + CATCHING_UP)

@@ -15,6 +15,7 @@ from numbadrop.optim.rules import NAGRule, nag
 from numbadrop.kernels.elements import MACHINE
 
 print(MACHINE.name, check_many([(1, 1, 1), (9, 1, 15), (17, 47, 33), (3, 515, 40)]))
+print(check_winograd())
 for dtype in DTYPES:
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((7, 40)).astype(dtype), rng.standard_normal((80, 90)).astype(dtype)

@@ -22,6 +22,7 @@ from kernel_checks import (
     make_set,
     winograd_from,
 )
+from test_convolution import LAYOUTS, OUT_LAYOUTS, placed, room
 
 from numbadrop import kernels
 from numbadrop.kernels import convolution, patches, reference, task, winograd
@@ -61,24 +62,72 @@ class TestAgainstReference:
     @given(
         of=convolutions(),
         sets=st.tuples(kinds, kinds),
+        layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2),
+        out_layout=st.sampled_from(OUT_LAYOUTS),
         dtype=dtypes,
         bias=st.booleans(),
         slope=st.sampled_from([0.0, 0.25, 1.0, 2.5]),
         scale=st.sampled_from([1.0, 0.75, 3.0]),
         seed=seeds,
     )
-    def test_whole_numbers_are_exact(self, name, of, sets, dtype, bias, slope, scale, seed):
+    def test_whole_numbers_are_exact(
+        self, name, of, sets, layouts, out_layout, dtype, bias, slope, scale, seed
+    ):
         rng = np.random.default_rng(seed)
         ins, outs = map(make_set, sets, of.channels, (rng, rng))
         operands = convolution_operands(name, dtype, of, ins, outs, rng, whole_numbers=True)
-        options = dict(out=np.full(of.shapes(ins, outs)[name], np.nan, dtype))
+        left, right = map(placed, operands, layouts)
+        shape = of.shapes(ins, outs)[name]
+        out, memory = room(shape, dtype, "C" if name == "scatter_conv2d" else out_layout)
+        options = dict(out=out)
         if name == "gathered_conv2d":
             b = rng.integers(-9, 10, of.channels[1]).astype(dtype)
             b = b if outs is None else np.where(outs.mask(), b, dtype(np.nan))
             options |= dict(bias=b if bias else None, slope=slope, scale=scale)
         elif name == "scatter_conv2d":
-            options["out"][...] = rng.integers(-9, 10, options["out"].shape)
-        assert_convolution(name, of, *operands, ins, outs, wide=np.float64, exact=True, **options)
+            out[...] = rng.integers(-9, 10, shape)
+        assert_convolution(name, of, left, right, ins, outs, wide=np.float64, exact=True, **options)
+        # What lies around the result has stayed NaN.
+        assert np.isnan(memory).sum() == memory.size - out.size
+
+    @pytest.mark.parametrize(
+        ("kernel", "stride", "dilation"), [(5, 2, 1), (6, 2, 1), (3, 2, 2), (8, 3, 1)]
+    )
+    @settings(max_examples=25)
+    @given(
+        size=st.tuples(st.integers(8, 16), st.integers(8, 16)),
+        padding=st.integers(0, 3),
+        sets=st.tuples(kinds, kinds),
+        seed=seeds,
+    )
+    def test_gradients_of_strided_kernels(
+        self, kernel, stride, dilation, size, padding, sets, seed
+    ):
+        """Of every such number of inputs, three neighbouring taps meet some."""
+        of = Convolution(
+            2, size, (17, 30), *[(n, n) for n in (kernel, stride, padding, dilation)]
+        )  # fmt: skip
+        rng = np.random.default_rng(seed)
+        ins, outs = map(make_set, sets, of.channels, (rng, rng))
+        name = "gathered_conv2d_t"
+        operands = convolution_operands(name, np.float64, of, ins, outs, rng, whole_numbers=True)
+        assert_convolution(name, of, *operands, ins, outs, wide=np.float64, exact=True)
+
+    @every_convolution
+    @pytest.mark.parametrize(
+        "of",
+        [
+            Convolution(2, (5, 4), (0, 5), (3, 3), padding=(1, 1)),
+            Convolution(2, (5, 4), (5, 0), (3, 3), padding=(1, 1)),
+            Convolution(0, (5, 4), (5, 6), (3, 3), padding=(1, 1)),
+            Convolution(2, (0, 4), (5, 6), (3, 3), padding=(2, 1)),
+        ],
+    )
+    def test_nothing_to_add_up(self, name, of):
+        rng = np.random.default_rng(0)
+        operands = convolution_operands(name, np.float64, of, None, None, rng, whole_numbers=True)
+        out = np.ones(of.shapes(None, None)[name])
+        assert_convolution(name, of, *operands, out=out, exact=True)
 
     @every_convolution
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -174,16 +223,24 @@ class TestValues:
                 results.append(y.tobytes() + dx.tobytes())
             assert len(set(results)) == 1
 
-    def test_nan_stays_in_the_squares_that_see_it(self):
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_what_is_not_finite_meets_the_results_that_see_it(self, value):
         rng = np.random.default_rng(4)
         x, w = rng.standard_normal((1, 12, 12, 24)), rng.standard_normal((3, 3, 24, 24))
         expected = kernels.gathered_conv2d(x, w, padding=1)
-        x[0, 5, 5, 7] = np.nan
+        x[0, 5, 6, 7] = value
         y = kernels.gathered_conv2d(x, w, padding=1)
         seen = np.zeros((12, 12), np.bool_)
-        seen[4:8, 4:8] = True  # the results of the four squares whose pixels it is among
+        seen[4:7, 5:8] = True
         assert_same_bits(y[:, ~seen], expected[:, ~seen])
-        assert np.isnan(y[0, 4:7, 4:7]).all()  # at least where the direct product is NaN
+        assert not np.isfinite(y[:, seen]).any()
+
+    def test_zeros_make_zeros(self):
+        rng = np.random.default_rng(5)
+        x, w = rng.standard_normal((1, 12, 12, 24)), rng.standard_normal((3, 3, 24, 24))
+        x[:, 3:7, 4:9] = 0
+        y = kernels.gathered_conv2d(x, w)
+        assert not y[:, 3:5, 4:7].any()
 
 
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch):

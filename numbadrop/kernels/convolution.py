@@ -171,7 +171,7 @@ def _convolve(
     )  # fmt: skip
     parallel = len(images) * down.number * along.number * len(depth) * count >= _SERIAL_BELOW
     if _winograd_pays(len(images), down, along, len(units), count):
-        transformed = empty((winograd.transformed_elements(len(units), count, w.itemsize),), w)
+        transformed = empty((winograd.matrices_elements(len(units), count, w.itemsize),), w)
         run_task(
             winograd.transform_part, w.dtype, _Factor(1.0),
             len(units), count, *weights, address_of(transformed),
@@ -194,7 +194,10 @@ def _convolve(
 
 
 def _winograd_pays(batch: int, down: Taps, along: Taps, channels: int, cols: int) -> bool:
-    """Whether Winograd's convolution exists for these taps, and is faster than the direct one."""
+    """Whether Winograd's convolution exists for these taps, and is faster than the direct one.
+
+    In the gradient of a convolution with strides, a part of the taps of a larger kernel may do.
+    """
     if any(t.step != 1 or t.reach != 2 or len(t.places) != 3 for t in (down, along)):
         return False
     squares = -(-down.number // 2) * -(-along.number // 2)
@@ -263,10 +266,10 @@ def gathered_conv2d(
 
     Notes
     -----
-    Kernels of 3 x 3 with stride and dilation 1, between 24 channels or more, are computed by
-    Winograd's algorithm (Lavin and Gray 2015, arXiv:1509.09308), with 4/9 of the multiplications.
-    It shares sums among squares of 2 x 2 results: an infinity or NaN that one of them sees may make
-    the other three NaN, too. So do the two gradients.
+    On the CPU, kernels of 3 x 3 with stride and dilation 1, between 24 channels or more, are
+    computed by Winograd's algorithm, with 4/9 of the multiplications, unless there are few pixels
+    (Lavin and Gray 2015, arXiv:1509.09308); so are the gradients. A result that sees an infinity
+    may then be NaN, and in the gradient of the weights one that sees none, too.
 
     Examples
     --------
@@ -449,10 +452,14 @@ def conv2d_at(
     else:
         down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
         words, _runs, _ = _patches(x, down, along, merge=False)
-        pays = _winograd_pays(len(x), down, along, x.shape[3], g.shape[3])
+        words += [address_of(g), g.shape[3], address_of(dense)]
+        part = correlate_part
+        if _winograd_pays(len(x), down, along, x.shape[3], g.shape[3]):
+            part = winograd.correlate_part
+            sums = empty((winograd.matrices_elements(x.shape[3], g.shape[3], x.itemsize),), x)
+            words.append(address_of(sums))
         run_task(
-            winograd.correlate_part if pays else correlate_part, x.dtype, _Factor(1.0),
-            *words, address_of(g), g.shape[3], address_of(dense),
+            part, x.dtype, _Factor(1.0), *words,
             parallel=g.size * x.shape[3] * kernel[0] * kernel[1] >= _SERIAL_BELOW,
         )  # fmt: skip
     if dense is not out:

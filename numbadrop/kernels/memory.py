@@ -20,10 +20,13 @@ __all__ = [
     "clear_bytes",
     "copy_bytes",
     "emit_prefetch",
+    "first_lanes",
     "first_of",
     "keep_alive",
     "load",
     "load_index",
+    "masked_load",
+    "masked_store",
     "pointer",
     "prefetch",
     "store",
@@ -65,6 +68,35 @@ def emit_prefetch(builder: Any, where: Any) -> None:
     )
     # To be written (1), in the nearest cache (3), data (1).
     builder.call(function, [where, i32(1), i32(3), i32(1)])
+
+
+def first_lanes(builder: Any, lanes: int, count: Any) -> Any:
+    """Return the mask of a register's first `count` lanes, all of them where it has no more."""
+    i32 = ir.IntType(32)
+    every = ir.VectorType(count.type, lanes)
+    single = builder.insert_element(ir.Constant(every, ir.Undefined), count, i32(0))
+    first = ir.Constant(ir.VectorType(i32, lanes), None)
+    wanted = builder.shuffle_vector(single, single, first)
+    return builder.icmp_signed("<", ir.Constant(every, list(range(lanes))), wanted)
+
+
+def _masked(builder: Any, what: str, vector: Any, result: Any, arguments: list[Any]) -> Any:
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    bits = 32 if vector.element == ir.FloatType() else 64
+    name = f"llvm.masked.{what}.v{vector.count}f{bits}.p0"
+    return builder.call(builder.module.declare_intrinsic(name, (), kind), arguments)
+
+
+def masked_load(builder: Any, where: Any, mask: Any, vector: Any, align: int) -> Any:
+    """Emit a load of the lanes under a mask; the others become zero, and are not touched."""
+    arguments = [where, ir.IntType(32)(align), mask, ir.Constant(vector, None)]
+    return _masked(builder, "load", vector, vector, arguments)
+
+
+def masked_store(builder: Any, value: Any, where: Any, mask: Any, align: int) -> None:
+    """Emit a store of the lanes under a mask."""
+    arguments = [value, where, ir.IntType(32)(align), mask]
+    _masked(builder, "store", value.type, ir.VoidType(), arguments)
 
 
 @intrinsic

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
 from numbadrop.kernels.jit import inner
-from numbadrop.kernels.memory import load, pointer, store
+from numbadrop.kernels.memory import first_lanes, load, masked_load, pointer, store
 from numbadrop.kernels.windows import (
     ROWS,
     WORDS,
@@ -113,18 +113,8 @@ def _copy_lanes(typingctx: Any, alpha: Any, target: Any, source: Any, count: Any
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, target, source, count = args
         vector, align = vector_type(alpha), itemsize(alpha)
-        every = ir.VectorType(count.type, vector.count)
-        single = builder.insert_element(ir.Constant(every, ir.Undefined), count, _I32(0))
-        first = ir.Constant(ir.VectorType(_I32, vector.count), None)
-        wanted = builder.shuffle_vector(single, single, first)
-        mask = builder.icmp_signed("<", ir.Constant(every, list(range(vector.count))), wanted)
-        load = builder.module.declare_intrinsic(
-            f"llvm.masked.load.v{vector.count}f{alpha.bitwidth}.p0",
-            (),
-            ir.FunctionType(vector, [ir.PointerType(), _I32, mask.type, vector]),
-        )
-        zero = ir.Constant(vector, None)
-        register = builder.call(load, [pointer(builder, source), _I32(align), mask, zero])
+        mask = first_lanes(builder, vector.count, count)
+        register = masked_load(builder, pointer(builder, source), mask, vector, align)
         builder.store(register, pointer(builder, target), align=align)
         return context.get_dummy_value()
 

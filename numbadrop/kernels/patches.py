@@ -48,6 +48,9 @@ _BAND_BYTES = 1 << 18
 _LONG_BAND_BYTES = 1 << 19
 """Size of a band, and where each band is one more pass over C."""
 
+_FEW_TILES = 6
+"""Up to so many tiles of rows read whole registers of G where they lie: packing pays for more."""
+
 
 class Patches(NamedTuple):
     """The patches of a batch of images; the words of a task, in this order."""
@@ -327,7 +330,7 @@ def cut(channels, vectors, parts, part):
     -------
     first_channel, channels, first_vector, vectors : int
     """
-    # Channels are cut first: then no thread copies what another does.
+    # Channels are cut first: then no thread copies, or transforms, the pixels that another does.
     across_channels = 1
     for number in range(2, parts + 1):
         if parts % number == 0 and channels >= number * MACHINE.tile_rows:
@@ -405,10 +408,11 @@ def correlate_part(task, part, parts):
             thick = share(vectors, panels, n + 1) - v0
             j0 = j_first + v0 * wide
             filled = min(thick * wide, j_last - j0)
-            pack(
-                alpha, packed + n * panel_bytes, thick * wide * size, gradient,
-                line * p.columns, lines * p.columns, j0, filled, work,
-            )  # fmt: skip
+            if tiles > _FEW_TILES or filled < thick * wide:
+                pack(
+                    alpha, packed + n * panel_bytes, thick * wide * size, gradient,
+                    line * p.columns, lines * p.columns, j0, filled, work,
+                )  # fmt: skip
         # Loop 2: rows of P' and C, which are channels of taps, a register tile at a time.
         for t in range(tiles):
             first = share(rows, tiles, t)
@@ -434,10 +438,13 @@ def correlate_part(task, part, parts):
                     _shift(outside, targets, high, v0 * wide * size)
                     if line > 0:
                         _copy_tile(c_places, outside, high, filled * size)
+                b, b_row = packed + n * panel_bytes, thick * wide * size
+                if tiles <= _FEW_TILES and in_place:
+                    b_row = cols * size
+                    b = g + line * p.columns * b_row + (j_first + v0 * wide) * size
                 register_tile(
                     alpha, high, thick, lines, line_places, p.columns,
-                    a_places, p.step_x * spread.pixel,
-                    packed + n * panel_bytes, thick * wide * size, c_places, line > 0,
+                    a_places, p.step_x * spread.pixel, b, b_row, c_places, line > 0,
                 )  # fmt: skip
                 if not in_place:
                     _copy_tile(outside, c_places, high, filled * size)

@@ -15,12 +15,12 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import itemsize, vector_type
-from numbadrop.kernels.memory import pointer
+from numbadrop.kernels.memory import first_lanes, masked_load, masked_store, pointer
 
 __all__ = ["sandwich"]
 
 Matrix = Sequence[Sequence[float]]
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_I64 = ir.IntType(64)
 _POINTER = ir.PointerType()
 
 
@@ -54,15 +54,6 @@ def _define(module: ir.Module, element: types.Float, name: str, matrix: Matrix) 
     high, wide = len(matrix), len(matrix[0])
     vector, size = vector_type(element), itemsize(element)
     lanes = vector.count
-    masks = ir.VectorType(ir.IntType(1), lanes)
-    load = module.declare_intrinsic(
-        f"llvm.masked.load.v{lanes}f{element.bitwidth}.p0",
-        (), ir.FunctionType(vector, [_POINTER, _I32, masks, vector]),
-    )  # fmt: skip
-    store = module.declare_intrinsic(
-        f"llvm.masked.store.v{lanes}f{element.bitwidth}.p0",
-        (), ir.FunctionType(ir.VoidType(), [vector, _POINTER, _I32, masks]),
-    )  # fmt: skip
 
     def place(builder: ir.IRBuilder, table: Any, number: int, offset: Any, done: Any) -> Any:
         """Return the pointer to element `done` of a listed place."""
@@ -80,8 +71,7 @@ def _define(module: ir.Module, element: types.Float, name: str, matrix: Matrix) 
             if mask is None:
                 x.append(builder.load(at, typ=vector, align=size))
             else:
-                zero = ir.Constant(vector, None)
-                x.append(builder.call(load, [at, _I32(size), mask, zero]))
+                x.append(masked_load(builder, at, mask, vector, size))
         # M X, a column of X at a time, and then its rows by the rows of M.
         columns = [[_combine(builder, row, x[j::wide]) for row in matrix] for j in range(wide)]
         for i in range(high):
@@ -92,7 +82,7 @@ def _define(module: ir.Module, element: types.Float, name: str, matrix: Matrix) 
                 if mask is None:
                     builder.store(result, at, align=size)
                 else:
-                    builder.call(store, [result, at, _I32(size), mask])
+                    masked_store(builder, result, at, mask, size)
 
     entry, head, body, tail, rest, leave = (
         ir.IRBuilder(function.append_basic_block(part))
@@ -107,10 +97,7 @@ def _define(module: ir.Module, element: types.Float, name: str, matrix: Matrix) 
     done.add_incoming(after, body.block)
     body.branch(head.block)
     tail.cbranch(tail.icmp_signed("<", done, count), rest.block, leave.block)
-    every = ir.VectorType(_I64, lanes)
-    left = rest.insert_element(ir.Constant(every, ir.Undefined), rest.sub(count, done), _I32(0))
-    left = rest.shuffle_vector(left, left, ir.Constant(ir.VectorType(_I32, lanes), None))
-    compute(rest, done, rest.icmp_signed("<", ir.Constant(every, list(range(lanes))), left))
+    compute(rest, done, first_lanes(rest, lanes, rest.sub(count, done)))
     rest.branch(leave.block)
     leave.ret_void()
     return function
@@ -122,7 +109,7 @@ def sandwich(name: str, matrix: Matrix) -> Any:
     Parameters
     ----------
     name : str
-        Of the matrix, in the generated code.
+        Of the generated code, which no other matrix may have.
     matrix : sequence of sequences of float, shape (m, n)
 
     Returns

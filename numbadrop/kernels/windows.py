@@ -22,7 +22,14 @@ from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
 from numbadrop.kernels.jit import inner
-from numbadrop.kernels.memory import call_case, load_index, pointer, store
+from numbadrop.kernels.memory import (
+    call_case,
+    load_index,
+    masked_load,
+    masked_store,
+    pointer,
+    store,
+)
 
 __all__ = [
     "ROWS", "WORDS", "Axis", "Windows", "add_spread", "find_gather", "find_spread", "move",
@@ -301,17 +308,8 @@ def _add_spread(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, targets, start, rows, source, pitch, order, kept = args
-        vector, align = vector_type(alpha), _I32(itemsize(alpha))
+        vector, align = vector_type(alpha), itemsize(alpha)
         bits = ir.VectorType(ir.IntType(1), vector.count)
-        kind, where = f"v{vector.count}f{alpha.bitwidth}.p0", ir.PointerType()
-        load = builder.module.declare_intrinsic(
-            f"llvm.masked.load.{kind}", (), ir.FunctionType(vector, [where, _I32, bits, vector])
-        )
-        put = builder.module.declare_intrinsic(
-            f"llvm.masked.store.{kind}",
-            (),
-            ir.FunctionType(ir.VoidType(), [vector, where, _I32, bits]),
-        )
         order = builder.load(pointer(builder, order), typ=ir.VectorType(_I32, WORDS), align=4)
         mask = builder.bitcast(builder.trunc(kept, ir.IntType(vector.count)), bits)
         with cgutils.for_range(builder, rows) as loop:
@@ -319,8 +317,8 @@ def _add_spread(
             moved = builder.bitcast(_permuted(builder, pointer(builder, row), order), vector)
             target = _element(builder, pointer(builder, targets), loop.index, _I64, 8)
             place = pointer(builder, builder.add(target, start))
-            old = builder.call(load, [place, align, mask, ir.Constant(vector, None)])
-            builder.call(put, [builder.fadd(old, moved), place, align, mask])
+            old = masked_load(builder, place, mask, vector, align)
+            masked_store(builder, builder.fadd(old, moved), place, mask, align)
         return context.get_dummy_value()
 
     i64 = types.int64

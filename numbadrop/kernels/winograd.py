@@ -6,8 +6,8 @@ element, ``A' [(G w G') * (B' x B)] A``, and its gradient in w is ``G' [(B' x B)
 squares, that is one matrix product for each of the 16 elements. As many squares are transformed at
 a time as stay in the second cache; the register tile reads them there.
 
-The factors are 1 and 1/2: sums come out about as exact as those of the direct product. But results
-that share pixels share their infinities: where those of one square are infinite, others may be NaN.
+The factors are 1 and 1/2: sums come out about as exact as those of the direct product. What leaves
+the range of the numbers does so earlier, since the transforms add up to four of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from numbadrop.kernels.product import (
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.tile import register_tile
 
-__all__ = ["convolve_part", "correlate_part", "transform_part", "transformed_elements"]
+__all__ = ["convolve_part", "correlate_part", "matrices_elements", "transform_part"]
 
 _IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B'
 _WEIGHTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
@@ -56,10 +56,13 @@ _STAGGER = 5 * CACHE_LINE
 nearest cache."""
 
 
-def transformed_elements(channels: int, cols: int, itemsize: int) -> int:
-    """Return how many elements of `itemsize` bytes transformed weights take."""
-    wide = MACHINE.vector_bytes // itemsize
-    return 16 * channels * -(-cols // wide) * wide
+def matrices_elements(channels: int, cols: int, itemsize: int) -> int:
+    """Return the size of the memory for 16 matrices, as weights or their gradient become.
+
+    Their rows are whole registers and a cache line, and begin on one.
+    """
+    row = -(-cols * itemsize // MACHINE.vector_bytes) * MACHINE.vector_bytes + CACHE_LINE
+    return (16 * channels * row + CACHE_LINE) // itemsize
 
 
 @inner
@@ -75,13 +78,20 @@ def _squares(p):
 
 
 @inner
-def _list_square(table, side, address, lines, columns, image, line, pixel, y, x, outside):
-    """List a square of places whose first is (y, x); `outside` for those that are not there."""
+def _square_at(p, n):
+    """Return of square number n of all images the image, and its place down and along it."""
+    down, along = _squares(p)
+    return n // (down * along), n // along % down, n % along
+
+
+@inner
+def _list_square(table, side, address, lines, columns, line, pixel, y, x, outside):
+    """List the places of a square of an image from (y, x) on; `outside` for those not there."""
     for i in range(side):
         for j in range(side):
             place = outside
             if 0 <= y + i < lines and 0 <= x + j < columns:
-                place = address + image + (y + i) * line + (x + j) * pixel
+                place = address + (y + i) * line + (x + j) * pixel
             store(table + (i * side + j) * 8, place)
 
 
@@ -89,7 +99,6 @@ def _list_square(table, side, address, lines, columns, image, line, pixel, y, x,
 def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step, v_row, zeros):
     """Transform some channels of the pixels of the squares [first, first + count)."""
     size = bytes_of(alpha)
-    down, along = _squares(p)
     table_memory = np.empty(32, np.int64)
     sources = table_memory.ctypes.data
     targets = sources + 16 * 8
@@ -97,11 +106,10 @@ def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step
     pixel = p.channels * size
     line = p.width * pixel
     for t in range(count):
-        n = first + t
-        image, y, x = n // (down * along), n // along % down, n % along
+        image, y, x = _square_at(p, first + t)
         _list_square(
-            sources, 4, p.address + first_channel * size, p.height, p.width,
-            image * p.height * line, line, pixel, p.first_y + 2 * y, p.first_x + 2 * x, zeros,
+            sources, 4, p.address + image * p.height * line + first_channel * size,
+            p.height, p.width, line, pixel, p.first_y + 2 * y, p.first_x + 2 * x, zeros,
         )  # fmt: skip
         _transform_image(alpha, sources, 0, targets, t * v_row, channels)
     keep_alive(table_memory)
@@ -111,13 +119,14 @@ def transform_part(task, part, parts):
     """Compute ``G w G'`` of some of the weights; a task is a factor and words.
 
     The factor only gives the element type. The words are the channels and the columns; the weights
-    as a `Matrix`, whose depth are the channels of one tap after the other; and an address. There
-    the weights come to lie a panel of columns after the other, in it one of the 16 elements after
-    the other, and of it a row for each channel.
+    as a `Matrix`, whose depth are the channels of one tap after the other; and the address of
+    memory for them. There they lie a panel of columns after the other, in it one of the 16 elements
+    after the other, and of it a row for each channel.
     """
     (alpha,) = first_of(task)
     words = words_behind(task)
-    channels, cols, u = load_index(words, 0), load_index(words, 1), load_index(words, 9)
+    channels, cols = load_index(words, 0), load_index(words, 1)
+    u = align(load_index(words, 9), CACHE_LINE)
     b = read_matrix(words, 2)
     first, last = share(channels, parts, part), share(channels, parts, part + 1)
     if first == last:
@@ -127,6 +136,7 @@ def transform_part(task, part, parts):
     width = MACHINE.tile_vectors * wide
     vectors = (cols + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    # Zeros, as in `multiply`.
     work_memory = np.zeros(workspace_bytes(), np.uint8)
     work = workspace(work_memory.ctypes.data)
     tap_bytes = (_DEEP + wide) * width * size + CACHE_LINE
@@ -168,7 +178,8 @@ def convolve_part(task, part, parts):
     words = words_behind(task)
     p = read_patches(words)
     words += 8 * PATCHES_WORDS
-    bias, cols, u = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    bias, cols = load_index(words, 0), load_index(words, 1)
+    u = align(load_index(words, 2), CACHE_LINE)
     c, c_image, c_line, c_pixel = (
         load_index(words, 3), load_index(words, 4), load_index(words, 5), load_index(words, 6)
     )  # fmt: skip
@@ -190,11 +201,13 @@ def convolve_part(task, part, parts):
     block_memory = np.empty(16 * (v_step + m_step) + CACHE_LINE, np.uint8)
     v = align(block_memory.ctypes.data, CACHE_LINE)
     m = v + 16 * v_step
-    # What lies outside: pixels that are read, results that are written, and no bias.
+    # What lies outside: pixels that are read, results that are written, and no bias. Addresses of
+    # Numba's are unsigned, and one of two kinds of integer would be a float.
     outside_memory = np.zeros(p.channels * size + 2 * m_row, np.uint8)
     zeros = np.int64(outside_memory.ctypes.data)
     nowhere = zeros + p.channels * size
     no_bias = nowhere + m_row
+    # Zeros: the start of the one run of the depth is among them.
     table_memory = np.zeros(2 * MACHINE.tile_rows + 16 + 4 + 4 * most + 1, np.int64)
     a_places = table_memory.ctypes.data
     c_places = a_places + 8 * MACHINE.tile_rows
@@ -208,10 +221,9 @@ def convolve_part(task, part, parts):
         count = min(most, end - first)
         _transform_images(alpha, p, first, count, 0, p.channels, v, v_step, v_row, zeros)
         for t in range(count):
-            n = first + t
-            image, y, x = n // (down * along), n // along % down, n % along
+            image, y, x = _square_at(p, first + t)
             _list_square(
-                results + 32 * t, 2, c, p.lines, p.columns, image * c_image, c_line, c_pixel,
+                results + 32 * t, 2, c + image * c_image, p.lines, p.columns, c_line, c_pixel,
                 2 * y, 2 * x, 0,
             )  # fmt: skip
         tiles = (count + MACHINE.tile_rows - 1) // MACHINE.tile_rows
@@ -250,13 +262,14 @@ def convolve_part(task, part, parts):
 def correlate_part(task, part, parts):
     """Compute ``C = G' [(B' x B) * (A g A')] G`` for some channels and columns.
 
-    The task is that of `patches.correlate_part`.
+    The task is that of `patches.correlate_part`, and the address of memory for the sums.
     """
     (alpha,) = first_of(task)
     words = words_behind(task)
     p = read_patches(words)
     words += 8 * PATCHES_WORDS
     g, cols, c = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    sums = align(load_index(words, 3), CACHE_LINE)
     size = bytes_of(alpha)
     wide = lanes(alpha)
     all_vectors = (cols + wide - 1) // wide
@@ -274,16 +287,17 @@ def correlate_part(task, part, parts):
     v_row = align(channels * size, CACHE_LINE) + CACHE_LINE
     y_row = vectors * MACHINE.vector_bytes + CACHE_LINE
     v_step, y_step = _apart(most * v_row), _apart(most * y_row)
-    sum_step = _apart(channels * y_row)
+    sum_row = all_vectors * MACHINE.vector_bytes + CACHE_LINE
+    sum_step = p.channels * sum_row
+    sums += first_channel * sum_row + v_first * MACHINE.vector_bytes
     block_memory = np.empty(16 * v_step + CACHE_LINE, np.uint8)
     v = align(block_memory.ctypes.data, CACHE_LINE)
-    # Zeros, as in `product.multiply`: behind the last column nothing is written.
+    # Zeros, as in `multiply`: behind the last column nothing is written.
     gradient_memory = np.zeros(16 * y_step + CACHE_LINE, np.uint8)
     y = align(gradient_memory.ctypes.data, CACHE_LINE)
-    sum_memory = np.empty(16 * sum_step + CACHE_LINE, np.uint8)
-    sums = align(sum_memory.ctypes.data, CACHE_LINE)
     zeros_memory = np.zeros(max(channels, columns) * size, np.uint8)
     zeros = np.int64(zeros_memory.ctypes.data)
+    # Zeros, as in `convolve_part`.
     table_memory = np.zeros(2 * MACHINE.tile_rows + 4 + 16 + 16 + 9 + 1, np.int64)
     a_places = table_memory.ctypes.data
     c_places = a_places + 8 * MACHINE.tile_rows
@@ -301,10 +315,9 @@ def correlate_part(task, part, parts):
         count = min(most, squares - first)
         _transform_images(alpha, p, first, count, first_channel, channels, v, v_step, v_row, zeros)
         for t in range(count):
-            n = first + t
-            image, down_at, along_at = n // (down * along), n // along % down, n % along
+            image, down_at, along_at = _square_at(p, first + t)
             _list_square(
-                pixels, 2, g + j_first * size, p.lines, p.columns, image * p.lines * line, line,
+                pixels, 2, g + image * p.lines * line + j_first * size, p.lines, p.columns, line,
                 cols * size, 2 * down_at, 2 * along_at, zeros,
             )  # fmt: skip
             _transform_gradient(alpha, pixels, 0, gradients, t * y_row, columns)
@@ -318,7 +331,7 @@ def correlate_part(task, part, parts):
                     r0 = share(channels, tiles, t)
                     high = share(channels, tiles, t + 1) - r0
                     list_rows(a_places, v + q * v_step + r0 * size, size, high)
-                    list_rows(c_places, sums + q * sum_step + r0 * y_row + at, y_row, high)
+                    list_rows(c_places, sums + q * sum_step + r0 * sum_row + at, sum_row, high)
                     register_tile(
                         alpha, high, thick, 1, one_run, count,
                         a_places, v_row, y + q * y_step + at, y_row, c_places, first > 0,
@@ -326,9 +339,8 @@ def correlate_part(task, part, parts):
     list_rows(sources, sums, sum_step, 16)
     list_rows(targets, c + (first_channel * cols + j_first) * size, p.channels * cols * size, 9)
     for k in range(channels):
-        _weight_gradient_of(alpha, sources, k * y_row, targets, k * cols * size, columns)
+        _weight_gradient_of(alpha, sources, k * sum_row, targets, k * cols * size, columns)
     keep_alive(block_memory)
     keep_alive(gradient_memory)
-    keep_alive(sum_memory)
     keep_alive(zeros_memory)
     keep_alive(table_memory)
