@@ -268,9 +268,9 @@ def test_no_byte_outside_an_operand():
 @pytest.mark.parametrize(
     ("of", "wanted"),
     [
-        (Convolution(1, (16, 16), (24, 24), (3, 3), padding=(1, 1)), True),
-        (Convolution(1, (16, 16), (24, 23), (3, 3), padding=(1, 1)), False),
-        (Convolution(1, (16, 16), (23, 24), (3, 3), padding=(1, 1)), False),
+        (Convolution(1, (16, 16), (17, 17), (3, 3), padding=(1, 1)), True),
+        (Convolution(1, (16, 16), (17, 16), (3, 3), padding=(1, 1)), False),
+        (Convolution(1, (16, 16), (16, 17), (3, 3), padding=(1, 1)), False),
         (Convolution(1, (14, 14), (64, 64), (3, 3), padding=(1, 1)), False),  # few squares
         (Convolution(9, (3, 3), (64, 64), (3, 3), padding=(1, 1)), False),  # most of them cut
         (Convolution(1, (16, 16), (64, 64), (3, 3), (2, 2), (1, 1)), False),

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 _SERIAL_BELOW = 200_000
-_WINOGRAD_CHANNELS = 24
+_WINOGRAD_CHANNELS = 17
 _WINOGRAD_SQUARES = 64
 _WINOGRAD_GAIN = 1.8
 """From so many channels on both sides, and squares of results, and where it takes so many times
@@ -266,7 +266,7 @@ def gathered_conv2d(
 
     Notes
     -----
-    On the CPU, kernels of 3 x 3 with stride and dilation 1, between 24 channels or more, are
+    On the CPU, kernels of 3 x 3 with stride and dilation 1, between 17 channels or more, are
     computed by Winograd's algorithm, with 4/9 of the multiplications, unless there are few pixels
     (Lavin and Gray 2015, arXiv:1509.09308); so are the gradients. A result that sees an infinity
     may then be NaN, and in the gradient of the weights one that sees none, too.
