@@ -174,13 +174,14 @@ def check_is_array(name: str, array: Any) -> None:
 
 def check_apart(name: str, array: Array, **others: Array) -> None:
     """Refuse an array to be written that shares memory with others."""
-    host = is_host(array)
-    owner = host and array.flags.owndata
     for other_name, other in others.items():
-        # Arrays that both own their memory share it only if they are one.
-        if owner and other is not array and other.flags.owndata:
-            continue
-        if np.shares_memory(array, other) if host else array.shares_memory(other):  # type: ignore[attr-defined]
+        if is_host(array):
+            # Arrays that both own their memory share it only if they are one.
+            alone = array is not other and array.flags.owndata and other.flags.owndata
+            shared = not alone and np.shares_memory(array, other)
+        else:
+            shared = array.shares_memory(other)  # type: ignore[attr-defined]
+        if shared:
             raise ValueError(f"{name} overlaps {other_name}")
 
 
@@ -191,15 +192,13 @@ def check_out(
 
     With None as `shape`, any two dimensions fit.
     """
-    if type(out) is not np.ndarray:
-        check_is_array("out", out)
+    check_is_array("out", out)
     if shape is None and out.ndim != 2:
         raise ValueError(f"out must be two-dimensional, got shape {out.shape}")
     if shape is not None and out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     for name, array in inputs.items():
-        if type(array) is not type(out):
-            check_same_memory("out", out, name, array)
+        check_same_memory("out", out, name, array)
     if out.dtype != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
     if not is_host(out):

@@ -40,7 +40,7 @@ from numbadrop.kernels.product import (
 from numbadrop.kernels.tile import register_tile
 from numbadrop.kernels.windows import Axis
 
-__all__ = ["PATCHES_WORDS", "convolve_part", "correlate_part", "cut", "read_patches"]
+__all__ = ["PATCHES_WORDS", "convolve_part", "correlate_part", "part_of_weights", "read_patches"]
 
 _PACKED_BYTES = 1 << 20
 """Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
@@ -323,7 +323,7 @@ def convolve_part(task, part, parts):
 
 
 @inner
-def cut(channels, vectors, parts, part):
+def part_of_weights(channels, vectors, parts, part):
     """Return which channels of the images, and which registers of columns, are one part's.
 
     Returns
@@ -362,7 +362,9 @@ def correlate_part(task, part, parts):
     size = bytes_of(alpha)
     wide = lanes(alpha)
     all_vectors = (cols + wide - 1) // wide
-    first_channel, channels, v_first, vectors = cut(p.channels, all_vectors, parts, part)
+    first_channel, channels, v_first, vectors = part_of_weights(
+        p.channels, all_vectors, parts, part
+    )
     rows = p.runs * channels
     positions = p.batch * p.lines * p.columns
     if rows == 0 or vectors == 0 or positions == 0:

@@ -18,7 +18,7 @@ from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import first_of, keep_alive, load_index, store, words_behind
 from numbadrop.kernels.packing import pack, workspace, workspace_bytes
-from numbadrop.kernels.patches import PATCHES_WORDS, cut, read_patches
+from numbadrop.kernels.patches import PATCHES_WORDS, part_of_weights, read_patches
 from numbadrop.kernels.product import (
     CACHE_LINE,
     align,
@@ -273,7 +273,9 @@ def correlate_part(task, part, parts):
     size = bytes_of(alpha)
     wide = lanes(alpha)
     all_vectors = (cols + wide - 1) // wide
-    first_channel, channels, v_first, vectors = cut(p.channels, all_vectors, parts, part)
+    first_channel, channels, v_first, vectors = part_of_weights(
+        p.channels, all_vectors, parts, part
+    )
     if channels == 0 or vectors == 0:
         return
     j_first = v_first * wide
