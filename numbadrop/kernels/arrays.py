@@ -44,6 +44,7 @@ _LARGEST_PAIR = 2**31 - 1
 """Of numbers up to this one, products do not leave the range of int64 in a kernel."""
 _DOUBLE = np.dtype(np.float64)
 _DTYPES = (np.dtype(np.float32), _DOUBLE)
+_LARGEST_OF = {dtype: float(np.finfo(dtype).max) for dtype in _DTYPES}
 
 
 def check_matrix(name: str, array: ArrayLike) -> Array:
@@ -108,10 +109,11 @@ def check_same_memory(name: str, array: Array, other_name: str, other: Array) ->
 
 def check_real(name: str, value: Any, dtype: np.dtype[Any] = _DOUBLE) -> float:
     """Return a real number as a float, unless `dtype` has no such number."""
-    if not isinstance(value, numbers.Real):
+    # To ask of a float whether it is a Real takes as long as all else here.
+    if type(value) is not float and not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}")
     number = float(value)
-    largest = float(np.finfo(dtype).max)
+    largest = _LARGEST_OF[dtype]
     if largest < abs(number) < np.inf:
         raise ValueError(f"{name} must be at most {largest:g} for {dtype}, got {number}")
     return number
