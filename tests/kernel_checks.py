@@ -425,6 +425,9 @@ WINOGRAD_GEOMETRIES = [
     Convolution(2, (5, 8), (3, 17), (3, 3), padding=(1, 1)),
     Convolution(3, (8, 5), (33, 16), (3, 3), padding=(0, 2)),
     Convolution(2, (2, 3), (16, 70), (3, 3), padding=(4, 3)),
+    Convolution(2, (7, 6), (17, 33), (7, 5), padding=(3, 2)),
+    Convolution(3, (5, 9), (33, 3), (5, 3), padding=(0, 1)),
+    Convolution(1, (3, 10), (3, 17), (3, 7), padding=(2, 0)),
 ]
 
 
@@ -461,7 +464,8 @@ def check_convolutions(geometries: Any = GEOMETRIES, guard: Any = guarded) -> st
 @contextmanager
 def winograd_from(channels: int) -> Iterator[None]:
     """Use Winograd's convolution from so many channels on, wherever it exists."""
-    limits = {"_WINOGRAD_CHANNELS": channels, "_WINOGRAD_SQUARES": 0, "_WINOGRAD_GAIN": 0}
+    least = dict.fromkeys(convolution._WINOGRAD_CHANNELS, channels)
+    limits = {"_WINOGRAD_CHANNELS": least, "_WINOGRAD_SQUARES": 0, "_WINOGRAD_GAIN": 0}
     with mock.patch.multiple(convolution, **limits):
         yield
 

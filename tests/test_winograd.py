@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -38,7 +41,10 @@ DEFAULTS = {
     for name in ("_WINOGRAD_CHANNELS", "_WINOGRAD_SQUARES", "_WINOGRAD_GAIN")
 }
 # More squares, channels and columns than a block, a panel and a tile hold.
-LARGE = Convolution(2, (31, 34), (70, 100), (3, 3), padding=(1, 1))
+LARGE = [
+    Convolution(2, (31, 34), (70, 100), (3, 3), padding=(1, 1)),
+    Convolution(2, (31, 34), (40, 100), (7, 5), padding=(3, 2)),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,10 +56,13 @@ def always():
 @st.composite
 def convolutions(draw, channels=(1, 3, 15, 16, 17, 33, 50)):
     """Draw sizes: odd and even images, and padding that is wider than they are."""
+    kernel = draw(st.sampled_from([(3, 3), (5, 5), (3, 5), (7, 3), (7, 5)]))
     padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
-    size = tuple(max(1, 3 - 2 * p) + draw(st.integers(0, 9)) for p in padding)
+    size = tuple(
+        max(1, k - 2 * p) + draw(st.integers(0, 9)) for k, p in zip(kernel, padding, strict=True)
+    )
     pair = draw(st.tuples(*[st.sampled_from(channels)] * 2))
-    return Convolution(draw(st.sampled_from([1, 2, 5])), size, pair, (3, 3), padding=padding)
+    return Convolution(draw(st.sampled_from([1, 2, 5])), size, pair, kernel, padding=padding)
 
 
 class TestAgainstReference:
@@ -91,11 +100,12 @@ class TestAgainstReference:
         assert np.isnan(memory).sum() == memory.size - out.size
 
     @pytest.mark.parametrize(
-        ("kernel", "stride", "dilation"), [(5, 2, 1), (6, 2, 1), (3, 2, 2), (8, 3, 1)]
+        ("kernel", "stride", "dilation"),
+        [(5, 2, 1), (6, 2, 1), (9, 2, 1), (3, 2, 2), (5, 2, 2), (8, 3, 1)],
     )
     @settings(max_examples=25)
     @given(
-        size=st.tuples(st.integers(8, 16), st.integers(8, 16)),
+        size=st.tuples(st.integers(9, 16), st.integers(9, 16)),
         padding=st.integers(0, 3),
         sets=st.tuples(kinds, kinds),
         seed=seeds,
@@ -103,7 +113,7 @@ class TestAgainstReference:
     def test_gradients_of_strided_kernels(
         self, kernel, stride, dilation, size, padding, sets, seed
     ):
-        """Of every such number of inputs, three neighbouring taps meet some."""
+        """Of every such kernel, three or five neighbouring taps meet some inputs."""
         of = Convolution(
             2, size, (17, 30), *[(n, n) for n in (kernel, stride, padding, dilation)]
         )  # fmt: skip
@@ -121,6 +131,7 @@ class TestAgainstReference:
             Convolution(2, (5, 4), (5, 0), (3, 3), padding=(1, 1)),
             Convolution(0, (5, 4), (5, 6), (3, 3), padding=(1, 1)),
             Convolution(2, (0, 4), (5, 6), (3, 3), padding=(2, 1)),
+            Convolution(2, (5, 4), (0, 5), (5, 5), padding=(2, 2)),
         ],
     )
     def test_nothing_to_add_up(self, name, of):
@@ -131,17 +142,19 @@ class TestAgainstReference:
 
     @every_convolution
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_many_blocks(self, name, dtype):
+    @pytest.mark.parametrize("of", LARGE)
+    def test_many_blocks(self, name, dtype, of):
         size = np.dtype(dtype).itemsize
-        squares = LARGE.batch * 16 * 17
-        assert squares * 16 * LARGE.channels[0] * size > 4 * winograd._BLOCK_BYTES
-        assert squares * 16 * sum(LARGE.channels) * size > 2 * winograd._LONG_BLOCK_BYTES
-        assert LARGE.channels[1] * size > MACHINE.tile_vectors * MACHINE.vector_bytes
+        squares = of.batch * 16 * 17
+        assert squares * 16 * of.channels[0] * size > 4 * winograd._BLOCK_BYTES
+        assert squares > 2 * winograd._LEAST_LINES * (of.kernel[0] // 2 - 1) * 17
+        assert squares * 16 * sum(of.channels) * size > 2 * winograd._LONG_BLOCK_BYTES
+        assert of.channels[1] * size > MACHINE.tile_vectors * MACHINE.vector_bytes
         rng = np.random.default_rng(0)
-        operands = convolution_operands(name, dtype, LARGE, None, None, rng, whole_numbers=True)
+        operands = convolution_operands(name, dtype, of, None, None, rng, whole_numbers=True)
         left, right = (np.sign(a) * (abs(a) % 4) for a in operands)  # sums stay below 2**22
-        out = np.ones(LARGE.shapes(None, None)[name], dtype)
-        assert_convolution(name, LARGE, left, right, out=out, wide=np.float64, exact=True)
+        out = np.ones(of.shapes(None, None)[name], dtype)
+        assert_convolution(name, of, left, right, out=out, wide=np.float64, exact=True)
 
     @pytest.mark.parametrize("name", CONVOLUTIONS[:3])
     @settings(max_examples=60)
@@ -155,7 +168,7 @@ class TestAgainstReference:
         if name == "gathered_conv2d_t":
             options["input_size"] = of.size
         elif name == "conv2d_at":
-            options = dict(kernel_size=(3, 3)) | of.geometry
+            options = dict(kernel_size=of.kernel) | of.geometry
         result = getattr(kernels, name)(left, right, **options)
         expected = getattr(reference, name)(*wide, **options)
         bound = rounding_bound(name, of, ins, outs, left, right)
@@ -185,24 +198,35 @@ def rounding_bound(name, of, ins, outs, left, right):
 
     size = of.size if name == "gathered_conv2d_t" else of.out_size
     count = [-(-n // 2) for n in size]
+    first = [-p for p in of.padding]
     if name == "conv2d_at":
-        images = sandwiched(IMAGE, squares(left, [-p for p in of.padding], count, 4))
         gradients = sandwiched(RESULT.T, squares(right, (0, 0), count, 2))
-        sums = np.einsum("nyxcab,nyxoab->coab", images, gradients)
+        magnitude = np.empty((*of.kernel, left.shape[3], right.shape[3]))
         depth = of.batch * count[0] * count[1]
-        magnitude = sandwiched(WEIGHTS.T, sums).transpose(2, 3, 0, 1)
     else:
         w = abs(right[:, :, *block(of.channels, ins, outs)].astype(float)).transpose(2, 3, 0, 1)
-        first = [-p for p in of.padding]
         if name == "gathered_conv2d_t":
-            w, first = w.transpose(1, 0, 2, 3)[..., ::-1, ::-1], [p - 2 for p in of.padding]
-        images = sandwiched(IMAGE, squares(left, first, count, 4))
-        sums = np.einsum("nyxcab,coab->nyxoab", images, sandwiched(WEIGHTS, w))
-        depth = w.shape[0]
+            w = w.transpose(1, 0, 2, 3)[..., ::-1, ::-1]
+            first = [p - k + 1 for p, k in zip(of.padding, of.kernel, strict=True)]
+        magnitude = np.zeros((len(left), *size, w.shape[1]))
+        depth = w.shape[0] * (of.kernel[0] // 2) * (of.kernel[1] // 2)
+    # Later pieces come first: a tap that two share belongs to the one before.
+    for i, j in product(*(range(k - 3, -1, -2) for k in of.kernel)):
+        images = sandwiched(IMAGE, squares(left, (first[0] + i, first[1] + j), count, 4))
+        if name == "conv2d_at":
+            sums = np.einsum("nyxcab,nyxoab->coab", images, gradients)
+            piece = sandwiched(WEIGHTS.T, sums)
+            magnitude[i : i + 3, j : j + 3] = piece.transpose(2, 3, 0, 1)
+            continue
+        piece = w[..., i : i + 3, j : j + 3].copy()
+        piece[..., : int(i > 0), :] = 0
+        piece[..., : int(j > 0)] = 0
+        sums = np.einsum("nyxcab,coab->nyxoab", images, sandwiched(WEIGHTS, piece))
         whole = sandwiched(RESULT, sums).transpose(0, 1, 4, 2, 5, 3)
         shape = (len(left), 2 * count[0], 2 * count[1], w.shape[1])
-        magnitude = whole.reshape(shape)[:, : size[0], : size[1]]
-    # An element of a transform of both sides is rounded at most four times: three transforms.
+        magnitude += whole.reshape(shape)[:, : size[0], : size[1]]
+    # Pieces count as channels do. An element of a transform of both sides is rounded at most four
+    # times: three transforms.
     return gamma(depth + 12, left.dtype) * magnitude
 
 
@@ -224,14 +248,17 @@ class TestValues:
             assert len(set(results)) == 1
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
-    def test_what_is_not_finite_meets_the_results_that_see_it(self, value):
+    @pytest.mark.parametrize("reach", [1, 2, 3])
+    @pytest.mark.parametrize("at", [(5, 6), (6, 5)])
+    def test_what_is_not_finite_meets_the_results_that_see_it(self, value, reach, at):
         rng = np.random.default_rng(4)
-        x, w = rng.standard_normal((1, 12, 12, 24)), rng.standard_normal((3, 3, 24, 24))
-        expected = kernels.gathered_conv2d(x, w, padding=1)
-        x[0, 5, 6, 7] = value
-        y = kernels.gathered_conv2d(x, w, padding=1)
+        x = rng.standard_normal((1, 12, 12, 24))
+        w = rng.standard_normal((2 * reach + 1, 2 * reach + 1, 24, 24))
+        expected = kernels.gathered_conv2d(x, w, padding=reach)
+        x[0, *at, 7] = value
+        y = kernels.gathered_conv2d(x, w, padding=reach)
         seen = np.zeros((12, 12), np.bool_)
-        seen[4:7, 5:8] = True
+        seen[tuple(slice(n - reach, n + reach + 1) for n in at)] = True
         assert_same_bits(y[:, ~seen], expected[:, ~seen])
         assert not np.isfinite(y[:, seen]).any()
 
@@ -243,22 +270,56 @@ class TestValues:
         assert not y[:, 3:5, 4:7].any()
 
 
-def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+@pytest.mark.parametrize("of", LARGE)
+def test_any_number_of_threads_gives_the_same_bits(of, monkeypatch):
     monkeypatch.setattr(convolution, "_SERIAL_BELOW", 0)
     rng = np.random.default_rng(0)
-    x, w = convolution_operands("gathered_conv2d", np.float32, LARGE, None, None, rng)
+    x, w = convolution_operands("gathered_conv2d", np.float32, of, None, None, rng)
     before = kernels.get_num_threads()
     results = set()
     try:
         for threads in (1, 2, 3, 5):
             kernels.set_num_threads(threads)
-            y = kernels.gathered_conv2d(x, w, padding=1, slope=0.5, bias=w[0, 0, 0])
-            dx = kernels.gathered_conv2d_t(y, w, input_size=LARGE.size, padding=1)
-            dw = kernels.conv2d_at(x, y, kernel_size=3, padding=1)
-            results.add(b"".join([check_winograd(guard=copied).encode(), y, dx, dw]))
+            y = kernels.gathered_conv2d(x, w, slope=0.5, bias=w[0, 0, 0], **of.geometry)
+            dx = kernels.gathered_conv2d_t(y, w, input_size=of.size, **of.geometry)
+            dw = kernels.conv2d_at(x, y, kernel_size=of.kernel, **of.geometry)
+            results.add(b"".join([y, dx, dw]))
     finally:
         kernels.set_num_threads(before)
     assert len(results) == 1
+
+
+def test_any_number_of_threads_shares_small_images(monkeypatch):
+    monkeypatch.setattr(convolution, "_SERIAL_BELOW", 0)
+    before = kernels.get_num_threads()
+    results = set()
+    try:
+        for threads in (1, 2, 3, 5):
+            kernels.set_num_threads(threads)
+            results.add(check_winograd(guard=copied))
+    finally:
+        kernels.set_num_threads(before)
+    assert len(results) == 1
+
+
+@numba.njit
+def _span_and_bound(p, count, squares):
+    longest = 0
+    for first in range(squares - count + 1):
+        last = winograd._last_pixel_square(p, first + count - 1)
+        longest = max(longest, last + 1 - winograd._first_pixel_square(p, first))
+    return longest, winograd._most_pixel_squares(p, count)
+
+
+@pytest.mark.parametrize("reach", [(2, 2), (4, 4), (6, 4), (2, 6)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1), (5, 9)])
+def test_room_for_squares_of_pixels_is_what_a_block_needs(reach, size):
+    zeros = patches.Patches(*[0] * patches.PATCHES_WORDS)
+    p = zeros._replace(lines=size[0], columns=size[1], reach_y=reach[0], reach_x=reach[1])
+    of_one = -(-size[0] // 2) * -(-size[1] // 2)
+    for count in range(1, 2 * of_one + 2):
+        longest, bound = _span_and_bound(p, count, 5 * of_one)
+        assert longest == bound
 
 
 def test_no_byte_outside_an_operand():
@@ -275,7 +336,15 @@ def test_no_byte_outside_an_operand():
         (Convolution(9, (3, 3), (64, 64), (3, 3), padding=(1, 1)), False),  # most of them cut
         (Convolution(1, (16, 16), (64, 64), (3, 3), (2, 2), (1, 1)), False),
         (Convolution(1, (20, 20), (64, 64), (3, 3), (1, 1), (2, 2), (2, 2)), False),
-        (Convolution(1, (20, 20), (64, 64), (5, 5), padding=(2, 2)), False),
+        (Convolution(1, (20, 20), (64, 64), (5, 5), padding=(2, 2)), True),
+        (Convolution(1, (20, 20), (64, 64), (3, 7), padding=(1, 3)), True),
+        (Convolution(1, (20, 20), (12, 13), (5, 7), padding=(2, 3)), True),
+        (Convolution(1, (20, 20), (11, 64), (5, 5), padding=(2, 2)), False),
+        (Convolution(1, (20, 20), (64, 16), (5, 3), padding=(2, 1)), False),
+        (Convolution(1, (20, 20), (64, 64), (4, 4)), False),
+        (Convolution(1, (20, 20), (64, 64), (9, 3), padding=(4, 1)), False),
+        (Convolution(1, (6, 400), (64, 64), (5, 3), padding=(2, 1)), False),  # long lines
+        (Convolution(1, (20, 20), (64, 64), (5, 5), dilation=(2, 2)), False),
         (Convolution(1, (20, 20), (64, 64), (1, 3), padding=(0, 1)), False),
     ],
 )

@@ -2,9 +2,9 @@
 
 Images are compact (batch, height, width, channels): they hold the kept channels alone, channels
 last. Weights are (kernel height, kernel width, in, out), and other channels of theirs are not read.
-What runs is the product of `patches`, or for most kernels of 3 x 3 those of `winograd`; these doors
-say where the taps of the kernel lie. Groups are not here: a group is an index set of its own, and
-depthwise convolution leaves a register tile nothing to share.
+What runs is the product of `patches`, or for most kernels of 3 x 3 to 7 x 7 those of `winograd`;
+these doors say where the taps of the kernel lie. Groups are not here: a group is an index set of
+its own, and depthwise convolution leaves a register tile nothing to share.
 """
 
 from __future__ import annotations
@@ -49,11 +49,14 @@ __all__ = [
 ]
 
 _SERIAL_BELOW = 200_000
-_WINOGRAD_CHANNELS = 17
+_WINOGRAD_CHANNELS = {3: 17, 5: 12, 7: 12}
 _WINOGRAD_SQUARES = 64
 _WINOGRAD_GAIN = 1.8
-"""From so many channels on both sides, and squares of results, and where it takes so many times
-fewer multiplications, Winograd's convolution is faster than the direct one (measured)."""
+"""With so many taps along both axes, from so many channels on both sides, and squares of results,
+and where it takes so many times fewer multiplications, Winograd's convolution is faster than the
+direct one (measured)."""
+_WINOGRAD_LINE_BYTES = 1 << 19
+"""Most bytes of transformed lines that larger kernels need beyond those of a block of squares."""
 _MOST_FRAME_BYTES = 1 << 30
 """Most bytes of a frame of zeros around what the patches of one line of positions cover."""
 
@@ -170,11 +173,11 @@ def _convolve(
         col_stride, cols, 0 if col_units is None else col_units.address,
     )  # fmt: skip
     parallel = len(images) * down.number * along.number * len(depth) * count >= _SERIAL_BELOW
-    if _winograd_pays(len(images), down, along, len(units), count):
-        transformed = empty((winograd.matrices_elements(len(units), count, w.itemsize),), w)
+    if _winograd_pays(len(images), down, along, len(units), out):
+        transformed = _winograd_memory(down, along, len(units), count, w)
         run_task(
             winograd.transform_part, w.dtype, _Factor(1.0),
-            len(units), count, *weights, address_of(transformed),
+            len(units), count, down.reach, along.reach, *weights, address_of(transformed),
             parallel=parallel,
         )  # fmt: skip
         if bias is not None and col_units is not None:
@@ -193,18 +196,31 @@ def _convolve(
     )  # fmt: skip
 
 
-def _winograd_pays(batch: int, down: Taps, along: Taps, channels: int, cols: int) -> bool:
+def _winograd_memory(down: Taps, along: Taps, channels: int, cols: int, like: Array) -> Array:
+    """Return memory for what weights, or their gradient, become in Winograd's convolution."""
+    matrices = winograd.products_along(down.reach) * winograd.products_along(along.reach)
+    return empty((winograd.matrices_elements(matrices, channels, cols, like.itemsize),), like)
+
+
+def _winograd_pays(batch: int, down: Taps, along: Taps, channels: int, out: Array) -> bool:
     """Whether Winograd's convolution exists for these taps, and is faster than the direct one.
 
     In the gradient of a convolution with strides, a part of the taps of a larger kernel may do.
     """
-    if any(t.step != 1 or t.reach != 2 or len(t.places) != 3 for t in (down, along)):
-        return False
-    squares = -(-down.number // 2) * -(-along.number // 2)
+    for axis in (down, along):
+        taps = len(axis.places)
+        if taps not in _WINOGRAD_CHANNELS or axis.step != 1 or axis.reach != taps - 1:
+            return False
+        if min(channels, out.shape[3]) < _WINOGRAD_CHANNELS[taps]:
+            return False
+    down_squares, along_squares = -(-down.number // 2), -(-along.number // 2)
+    matrices = winograd.products_along(down.reach) * winograd.products_along(along.reach)
+    direct = len(down.places) * len(along.places) * down.number * along.number
+    beyond = (down.reach // 2 - 1) * along_squares * 16 * channels * out.itemsize
     return (
-        min(channels, cols) >= _WINOGRAD_CHANNELS
-        and batch * squares >= _WINOGRAD_SQUARES
-        and 9 * down.number * along.number >= _WINOGRAD_GAIN * 16 * squares
+        batch * down_squares * along_squares >= _WINOGRAD_SQUARES
+        and direct >= _WINOGRAD_GAIN * matrices * down_squares * along_squares
+        and beyond <= _WINOGRAD_LINE_BYTES
     )
 
 
@@ -266,10 +282,11 @@ def gathered_conv2d(
 
     Notes
     -----
-    On the CPU, kernels of 3 x 3 with stride and dilation 1, between 17 channels or more, are
-    computed by Winograd's algorithm, with 4/9 of the multiplications, unless there are few pixels
-    (Lavin and Gray 2015, arXiv:1509.09308); so are the gradients. A result that sees an infinity
-    may then be NaN, and in the gradient of the weights one that sees none, too.
+    On the CPU, kernels of 3, 5 or 7 by 3, 5 or 7 with stride and dilation 1, between 17 channels or
+    more (12 without a 3), are computed by Winograd's algorithm, with about half of the
+    multiplications, unless there are few pixels (Lavin and Gray 2015, arXiv:1509.09308); so are the
+    gradients. A result that sees an infinity may then be NaN, and in the gradient of the weights
+    one that sees none, too.
 
     Examples
     --------
@@ -454,9 +471,9 @@ def conv2d_at(
         words, _runs, _ = _patches(x, down, along, merge=False)
         words += [address_of(g), g.shape[3], address_of(dense)]
         part = correlate_part
-        if _winograd_pays(len(x), down, along, x.shape[3], g.shape[3]):
+        if _winograd_pays(len(x), down, along, x.shape[3], dense):
             part = winograd.correlate_part
-            sums = empty((winograd.matrices_elements(x.shape[3], g.shape[3], x.itemsize),), x)
+            sums = _winograd_memory(down, along, x.shape[3], g.shape[3], x)
             words.append(address_of(sums))
         run_task(
             part, x.dtype, _Factor(1.0), *words,

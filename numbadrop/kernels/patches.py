@@ -40,7 +40,9 @@ from numbadrop.kernels.product import (
 from numbadrop.kernels.tile import register_tile
 from numbadrop.kernels.windows import Axis
 
-__all__ = ["PATCHES_WORDS", "convolve_part", "correlate_part", "part_of_weights", "read_patches"]
+__all__ = [
+    "PATCHES_WORDS", "convolve_part", "correlate_part", "part_of_weights", "read_patches", "shift",
+]  # fmt: skip
 
 _PACKED_BYTES = 1 << 20
 """Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
@@ -190,7 +192,7 @@ def _run_start(p, run, spread):
 
 
 @inner
-def _shift(target, source, rows, offset):
+def shift(target, source, rows, offset):
     """Write a list of places, each so many bytes further on."""
     for i in range(rows):
         store(target + i * 8, load_index(source, i) + offset)
@@ -300,7 +302,7 @@ def convolve_part(task, part, parts):
                     in_place = filled == thick * wide
                     at = n - first_panel
                     if in_place:
-                        _shift(c_places, targets, high, v0 * wide * size)
+                        shift(c_places, targets, high, v0 * wide * size)
                     else:
                         list_rows(c_places, edge, edge_row, high)
                     register_tile(
@@ -312,7 +314,7 @@ def convolve_part(task, part, parts):
                         biases_here = biases + at * width * size
                         finish_tile(epilogue, c_places, high, thick * wide, biases_here)
                     if not in_place:
-                        _shift(outside, targets, high, v0 * wide * size)
+                        shift(outside, targets, high, v0 * wide * size)
                         _copy_tile(outside, c_places, high, filled * size)
     keep_alive(work_memory)
     keep_alive(packed_memory)
@@ -434,10 +436,10 @@ def correlate_part(task, part, parts):
                 filled = min(thick * wide, j_last - j_first - v0 * wide)
                 in_place = filled == thick * wide
                 if in_place:
-                    _shift(c_places, targets, high, v0 * wide * size)
+                    shift(c_places, targets, high, v0 * wide * size)
                 else:
                     list_rows(c_places, edge, edge_row, high)
-                    _shift(outside, targets, high, v0 * wide * size)
+                    shift(outside, targets, high, v0 * wide * size)
                     if line > 0:
                         _copy_tile(c_places, outside, high, filled * size)
                 b, b_row = packed + n * panel_bytes, thick * wide * size

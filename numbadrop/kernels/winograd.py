@@ -1,4 +1,4 @@
-"""Winograd's convolution: kernels of 3 x 3 with 4/9 of the multiplications.
+"""Winograd's convolution: kernels of 3 x 3 with 4/9 of the multiplications, of 5 x 5 with half.
 
 A square of 2 x 2 results comes from 4 x 4 pixels x and 3 x 3 weights w by a product element by
 element, ``A' [(G w G') * (B' x B)] A``, and its gradient in w is ``G' [(B' x B) * (A g A')] G``
@@ -6,11 +6,18 @@ element, ``A' [(G w G') * (B' x B)] A``, and its gradient in w is ``G' [(B' x B)
 squares, that is one matrix product for each of the 16 elements. As many squares are transformed at
 a time as stay in the second cache; the register tile reads them there.
 
+A larger kernel is a sum of pieces of 3 x 3, two taps apart, and the next piece meets the next
+square of pixels: each is transformed once, and the sum goes over pieces and channels. A tap that
+two pieces share belongs to the one before, so that in an axis' second and later pieces the first
+tap is zero, and with it the first element of ``G w``: of 4 x 16 products for 5 x 5, 49 are left.
+
 The factors are 1 and 1/2: sums come out about as exact as those of the direct product. What leaves
 the range of the numbers does so earlier, since the transforms add up to four of them.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +25,7 @@ from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import first_of, keep_alive, load_index, store, words_behind
 from numbadrop.kernels.packing import pack, workspace, workspace_bytes
-from numbadrop.kernels.patches import PATCHES_WORDS, part_of_weights, read_patches
+from numbadrop.kernels.patches import PATCHES_WORDS, part_of_weights, read_patches, shift
 from numbadrop.kernels.product import (
     CACHE_LINE,
     align,
@@ -30,7 +37,9 @@ from numbadrop.kernels.product import (
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.tile import register_tile
 
-__all__ = ["convolve_part", "correlate_part", "matrices_elements", "transform_part"]
+__all__ = [
+    "convolve_part", "correlate_part", "matrices_elements", "products_along", "transform_part",
+]  # fmt: skip
 
 _IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B'
 _WEIGHTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
@@ -46,6 +55,9 @@ _BLOCK_BYTES = 1 << 17
 together with those of the products."""
 _LEAST_SQUARES = 32
 """But at least so many: weights that do not fit there come from memory for each block."""
+_LEAST_LINES = 4
+"""And so many lines for each line of pixels that only later pieces meet: the next block transforms
+it again, and that must be the smaller part."""
 _LONG_BLOCK_BYTES = 1 << 21
 """The bytes where each block is one more pass over the sums: twice what fits is faster still."""
 _DEEP = 64
@@ -56,13 +68,28 @@ _STAGGER = 5 * CACHE_LINE
 nearest cache."""
 
 
-def matrices_elements(channels: int, cols: int, itemsize: int) -> int:
-    """Return the size of the memory for 16 matrices, as weights or their gradient become.
+class _Grid(NamedTuple):
+    """So many things down, and along."""
 
-    Their rows are whole registers and a cache line, and begin on one.
+    down: int
+    along: int
+
+
+def products_along(reach: int) -> int:
+    """Return how many products along one axis a kernel takes whose last tap is so far behind.
+
+    Of its pieces, one for every two taps behind the first, the first takes 4 and the others 3.
+    """
+    return 3 * (reach // 2) + 1
+
+
+def matrices_elements(matrices: int, channels: int, cols: int, itemsize: int) -> int:
+    """Return the size of the memory for what weights, or their gradient, become.
+
+    Rows of the matrices are whole registers and a cache line, and begin on one.
     """
     row = -(-cols * itemsize // MACHINE.vector_bytes) * MACHINE.vector_bytes + CACHE_LINE
-    return (16 * channels * row + CACHE_LINE) // itemsize
+    return (matrices * channels * row + CACHE_LINE) // itemsize
 
 
 @inner
@@ -72,16 +99,70 @@ def _apart(size):
 
 
 @inner
-def _squares(p):
-    """Return how many squares of results there are down an image, and along it."""
-    return (p.lines + 1) // 2, (p.columns + 1) // 2
+def _pieces(reach_y, reach_x):
+    """Return the grid of the pieces of a kernel."""
+    return _Grid(reach_y // 2, reach_x // 2)
 
 
 @inner
-def _square_at(p, n):
-    """Return of square number n of all images the image, and its place down and along it."""
-    down, along = _squares(p)
-    return n // (down * along), n // along % down, n % along
+def _result_squares(p):
+    """Return the grid of the squares of results of an image."""
+    return _Grid((p.lines + 1) // 2, (p.columns + 1) // 2)
+
+
+@inner
+def _pixel_squares(p):
+    """Return the grid of the squares of pixels that meet any piece, in an image."""
+    results, pieces = _result_squares(p), _pieces(p.reach_y, p.reach_x)
+    return _Grid(results.down + pieces.down - 1, results.along + pieces.along - 1)
+
+
+@inner
+def _at(grid, n):
+    """Return of number n on the grids of all images the image, and its place down and along it."""
+    return n // (grid.down * grid.along), n // grid.along % grid.down, n % grid.along
+
+
+@inner
+def _first_pixel_square(p, n):
+    """Return which square of pixels meets the first piece, for square of results number n."""
+    image, y, x = _at(_result_squares(p), n)
+    pixels = _pixel_squares(p)
+    return (image * pixels.down + y) * pixels.along + x
+
+
+@inner
+def _last_pixel_square(p, n):
+    """Return which square of pixels meets the last piece."""
+    pieces = _pieces(p.reach_y, p.reach_x)
+    beyond = (pieces.down - 1) * _pixel_squares(p).along + pieces.along - 1
+    return _first_pixel_square(p, n) + beyond
+
+
+@inner
+def _most_pixel_squares(p, count):
+    """Return the most squares of pixels from the first to the last that `count` results meet."""
+    results, pieces = _result_squares(p), _pieces(p.reach_y, p.reach_x)
+    lines = (count + results.along - 2) // results.along + 1
+    images = (lines + results.down - 2) // results.down + 1
+    between_lines = lines * (pieces.along - 1)
+    return count + between_lines + images * (pieces.down - 1) * _pixel_squares(p).along
+
+
+@inner
+def _pieces_of(pieces, q):
+    """Return the grid of the pieces, from the first on, that have element q of 16."""
+    return _Grid(pieces.down if q >= 4 else 1, pieces.along if q % 4 > 0 else 1)
+
+
+@inner
+def _matrices_before(pieces, q):
+    """Return how many matrices the elements before q have: one for each of their pieces."""
+    total = 0
+    for before in range(q):
+        some = _pieces_of(pieces, before)
+        total += some.down * some.along
+    return total
 
 
 @inner
@@ -97,7 +178,7 @@ def _list_square(table, side, address, lines, columns, line, pixel, y, x, outsid
 
 @inner
 def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step, v_row, zeros):
-    """Transform some channels of the pixels of the squares [first, first + count)."""
+    """Transform some channels of the squares of pixels [first, first + count)."""
     size = bytes_of(alpha)
     table_memory = np.empty(32, np.int64)
     sources = table_memory.ctypes.data
@@ -106,7 +187,7 @@ def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step
     pixel = p.channels * size
     line = p.width * pixel
     for t in range(count):
-        image, y, x = _square_at(p, first + t)
+        image, y, x = _at(_pixel_squares(p), first + t)
         _list_square(
             sources, 4, p.address + image * p.height * line + first_channel * size,
             p.height, p.width, line, pixel, p.first_y + 2 * y, p.first_x + 2 * x, zeros,
@@ -118,16 +199,19 @@ def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step
 def transform_part(task, part, parts):
     """Compute ``G w G'`` of some of the weights; a task is a factor and words.
 
-    The factor only gives the element type. The words are the channels and the columns; the weights
-    as a `Matrix`, whose depth are the channels of one tap after the other; and the address of
-    memory for them. There they lie a panel of columns after the other, in it one of the 16 elements
-    after the other, and of it a row for each channel.
+    The factor only gives the element type. The words are the channels and the columns; how far the
+    last tap lies below and right of the first; the weights as a `Matrix`, whose depth are the
+    channels of one tap after the other; and the address of memory for them. There they lie a panel
+    of columns after the other, in it one of the 16 elements after the other, of it one piece after
+    the other, and of that a row for each channel.
     """
     (alpha,) = first_of(task)
     words = words_behind(task)
     channels, cols = load_index(words, 0), load_index(words, 1)
-    u = align(load_index(words, 9), CACHE_LINE)
-    b = read_matrix(words, 2)
+    reach_x = load_index(words, 3)
+    pieces = _pieces(load_index(words, 2), reach_x)
+    b = read_matrix(words, 4)
+    u = align(load_index(words, 11), CACHE_LINE)
     first, last = share(channels, parts, part), share(channels, parts, part + 1)
     if first == last:
         return
@@ -140,27 +224,43 @@ def transform_part(task, part, parts):
     work_memory = np.zeros(workspace_bytes(), np.uint8)
     work = workspace(work_memory.ctypes.data)
     tap_bytes = (_DEEP + wide) * width * size + CACHE_LINE
-    taps_memory = np.empty(9 * tap_bytes + CACHE_LINE, np.uint8)
+    # Nine taps; one that belongs to another piece; and an element that is zero.
+    taps_memory = np.zeros(11 * tap_bytes + CACHE_LINE, np.uint8)
     taps = align(taps_memory.ctypes.data, CACHE_LINE)
+    not_here, nowhere = taps + 9 * tap_bytes, taps + 10 * tap_bytes
     table_memory = np.empty(25, np.int64)
     sources = table_memory.ctypes.data
     targets = sources + 9 * 8
-    list_rows(sources, taps, tap_bytes, 9)
     for n in range(panels):
         v0 = share(vectors, panels, n)
         thick = share(vectors, panels, n + 1) - v0
         filled = min(thick * wide, cols - v0 * wide)
         row = thick * wide * size
-        panel = u + 16 * channels * v0 * wide * size
-        for k in range(first, last, _DEEP):
-            deep = min(_DEEP, last - k)
-            for tap in range(9):
-                pack(
-                    alpha, taps + tap * tap_bytes, row, b, tap * channels + k, deep, v0 * wide,
-                    filled, work,
-                )  # fmt: skip
-            list_rows(targets, panel + k * row, channels * row, 16)
-            _transform_weights(alpha, sources, 0, targets, 0, deep * thick * wide)
+        matrix = channels * row
+        panel = u + _matrices_before(pieces, 16) * channels * v0 * wide * size
+        for piece in range(pieces.down * pieces.along):
+            down, along = piece // pieces.along, piece % pieces.along
+            for k in range(first, last, _DEEP):
+                deep = min(_DEEP, last - k)
+                for i in range(3):
+                    for j in range(3):
+                        packed = not_here
+                        if (i > 0 or down == 0) and (j > 0 or along == 0):
+                            packed = taps + (3 * i + j) * tap_bytes
+                            tap = (2 * down + i) * (reach_x + 1) + 2 * along + j
+                            pack(
+                                alpha, packed, row, b, tap * channels + k, deep, v0 * wide,
+                                filled, work,
+                            )  # fmt: skip
+                        store(sources + (3 * i + j) * 8, packed)
+                for q in range(16):
+                    some = _pieces_of(pieces, q)
+                    place = nowhere
+                    if down < some.down and along < some.along:
+                        number = _matrices_before(pieces, q) + down * some.along + along
+                        place = panel + number * matrix + k * row
+                    store(targets + q * 8, place)
+                _transform_weights(alpha, sources, 0, targets, 0, deep * thick * wide)
     keep_alive(work_memory)
     keep_alive(taps_memory)
     keep_alive(table_memory)
@@ -183,8 +283,9 @@ def convolve_part(task, part, parts):
     c, c_image, c_line, c_pixel = (
         load_index(words, 3), load_index(words, 4), load_index(words, 5), load_index(words, 6)
     )  # fmt: skip
-    down, along = _squares(p)
-    squares = p.batch * down * along
+    pieces, pixels = _pieces(p.reach_y, p.reach_x), _pixel_squares(p)
+    results = _result_squares(p)
+    squares = p.batch * results.down * results.along
     begin, end = share(squares, parts, part), share(squares, parts, part + 1)
     if begin == end:
         return
@@ -195,9 +296,10 @@ def convolve_part(task, part, parts):
     vectors = (cols + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
     v_row = align(p.channels * size, CACHE_LINE) + CACHE_LINE
-    most = min(max(_BLOCK_BYTES // (16 * v_row), _LEAST_SQUARES), end - begin)
+    most = max(_BLOCK_BYTES // (16 * v_row), _LEAST_SQUARES)
+    most = min(max(most, _LEAST_LINES * (pieces.down - 1) * results.along), end - begin)
     m_row = width * size
-    v_step, m_step = _apart(most * v_row), _apart(most * m_row)
+    v_step, m_step = _apart(_most_pixel_squares(p, most) * v_row), _apart(most * m_row)
     block_memory = np.empty(16 * (v_step + m_step) + CACHE_LINE, np.uint8)
     v = align(block_memory.ctypes.data, CACHE_LINE)
     m = v + 16 * v_step
@@ -207,23 +309,29 @@ def convolve_part(task, part, parts):
     zeros = np.int64(outside_memory.ctypes.data)
     nowhere = zeros + p.channels * size
     no_bias = nowhere + m_row
-    # Zeros: the start of the one run of the depth is among them.
-    table_memory = np.zeros(2 * MACHINE.tile_rows + 16 + 4 + 4 * most + 1, np.int64)
+    most_runs = pieces.down * pieces.along
+    table_memory = np.empty(2 * MACHINE.tile_rows + 16 + 4 + most_runs + 5 * most, np.int64)
     a_places = table_memory.ctypes.data
     c_places = a_places + 8 * MACHINE.tile_rows
     sums = c_places + 8 * MACHINE.tile_rows
     targets = sums + 8 * 16
-    one_run = targets + 8 * 4
-    results = one_run + 8
+    run_starts = targets + 8 * 4
+    rows = run_starts + 8 * most_runs
+    places = rows + 8 * most
 
     # Loop 1: squares of results, a block at a time.
     for first in range(begin, end, most):
         count = min(most, end - first)
-        _transform_images(alpha, p, first, count, 0, p.channels, v, v_step, v_row, zeros)
+        begin_pixels = _first_pixel_square(p, first)
+        _transform_images(
+            alpha, p, begin_pixels, _last_pixel_square(p, first + count - 1) + 1 - begin_pixels,
+            0, p.channels, v, v_step, v_row, zeros,
+        )  # fmt: skip
         for t in range(count):
-            image, y, x = _square_at(p, first + t)
+            store(rows + 8 * t, v + (_first_pixel_square(p, first + t) - begin_pixels) * v_row)
+            image, y, x = _at(results, first + t)
             _list_square(
-                results + 32 * t, 2, c + image * c_image, p.lines, p.columns, c_line, c_pixel,
+                places + 32 * t, 2, c + image * c_image, p.lines, p.columns, c_line, c_pixel,
                 2 * y, 2 * x, 0,
             )  # fmt: skip
         tiles = (count + MACHINE.tile_rows - 1) // MACHINE.tile_rows
@@ -233,23 +341,29 @@ def convolve_part(task, part, parts):
             thick = share(vectors, panels, n + 1) - v0
             filled = min(thick * wide, cols - v0 * wide)
             row = thick * wide * size
-            panel = u + 16 * p.channels * v0 * wide * size
+            matrix = p.channels * row
+            b = u + _matrices_before(pieces, 16) * p.channels * v0 * wide * size
             # Loop 3: the elements of a square. Loop 4: squares, a register tile at a time.
             for q in range(16):
+                some = _pieces_of(pieces, q)
+                for i in range(some.down):
+                    at = run_starts + 8 * i * some.along
+                    list_rows(at, i * pixels.along * v_row, v_row, some.along)
                 for t in range(tiles):
                     r0 = share(count, tiles, t)
                     high = share(count, tiles, t + 1) - r0
-                    list_rows(a_places, v + q * v_step + r0 * v_row, v_row, high)
+                    shift(a_places, rows + 8 * r0, high, q * v_step)
                     list_rows(c_places, m + q * m_step + r0 * m_row, m_row, high)
                     register_tile(
-                        alpha, high, thick, 1, one_run, p.channels,
-                        a_places, size, panel + q * p.channels * row, row, c_places, False,
+                        alpha, high, thick, some.down * some.along, run_starts, p.channels,
+                        a_places, size, b, row, c_places, False,
                     )  # fmt: skip
+                b += some.down * some.along * matrix
             list_rows(sums, m, m_step, 16)
             bias_here = no_bias if bias == 0 else bias + v0 * wide * size
             for t in range(count):
                 for i in range(4):
-                    place = load_index(results + 32 * t, i)
+                    place = load_index(places + 32 * t, i)
                     store(targets + 8 * i, place + v0 * wide * size if place != 0 else nowhere)
                 _result_of(alpha, sums, t * m_row, targets, 0, filled)
                 if finish:
@@ -280,15 +394,20 @@ def correlate_part(task, part, parts):
         return
     j_first = v_first * wide
     columns = min(vectors * wide, cols - j_first)
-    down, along = _squares(p)
-    squares = p.batch * down * along
+    pieces, pixels = _pieces(p.reach_y, p.reach_x), _pixel_squares(p)
+    results = _result_squares(p)
+    squares = p.batch * results.down * results.along
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
     # The blocks decide in which order sums are made: they must not depend on the threads.
     square_bytes = 16 * (p.channels * size + all_vectors * MACHINE.vector_bytes)
     most = min(max(_LONG_BLOCK_BYTES // square_bytes, _LEAST_SQUARES), squares)
+    # What meets one piece lies side by side along a line of an image. Other pieces meet some more
+    # behind it: then the depth comes in lines, and blocks are whole ones.
+    line = most if pieces.down * pieces.along == 1 else results.along
+    most = max(most // line, 1) * line
     v_row = align(channels * size, CACHE_LINE) + CACHE_LINE
     y_row = vectors * MACHINE.vector_bytes + CACHE_LINE
-    v_step, y_step = _apart(most * v_row), _apart(most * y_row)
+    v_step, y_step = _apart(_most_pixel_squares(p, most) * v_row), _apart(most * y_row)
     sum_row = all_vectors * MACHINE.vector_bytes + CACHE_LINE
     sum_step = p.channels * sum_row
     sums += first_channel * sum_row + v_first * MACHINE.vector_bytes
@@ -299,49 +418,76 @@ def correlate_part(task, part, parts):
     y = align(gradient_memory.ctypes.data, CACHE_LINE)
     zeros_memory = np.zeros(max(channels, columns) * size, np.uint8)
     zeros = np.int64(zeros_memory.ctypes.data)
-    # Zeros, as in `convolve_part`.
-    table_memory = np.zeros(2 * MACHINE.tile_rows + 4 + 16 + 16 + 9 + 1, np.int64)
+    table_memory = np.empty(2 * MACHINE.tile_rows + 4 + 16 + 16 + 9 + most // line, np.int64)
     a_places = table_memory.ctypes.data
     c_places = a_places + 8 * MACHINE.tile_rows
-    pixels = c_places + 8 * MACHINE.tile_rows
-    gradients = pixels + 8 * 4
+    values = c_places + 8 * MACHINE.tile_rows
+    gradients = values + 8 * 4
     sources = gradients + 8 * 16
     targets = sources + 8 * 16
-    one_run = targets + 8 * 9
+    run_starts = targets + 8 * 9
     list_rows(gradients, y, y_step, 16)
     tiles = (channels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
-    line = p.columns * cols * size
+    g_line = p.columns * cols * size
 
-    # Loop 1: squares, which are the depth, a block at a time.
+    # Loop 1: squares of results, which are the depth, a block at a time.
     for first in range(0, squares, most):
         count = min(most, squares - first)
-        _transform_images(alpha, p, first, count, first_channel, channels, v, v_step, v_row, zeros)
+        runs = (count + line - 1) // line
+        begin_pixels = _first_pixel_square(p, first)
+        _transform_images(
+            alpha, p, begin_pixels, _last_pixel_square(p, first + count - 1) + 1 - begin_pixels,
+            first_channel, channels, v, v_step, v_row, zeros,
+        )  # fmt: skip
+        for n in range(runs):
+            start = _first_pixel_square(p, first + n * line) - begin_pixels
+            store(run_starts + 8 * n, start * v_row)
         for t in range(count):
-            image, down_at, along_at = _square_at(p, first + t)
+            image, down, along = _at(results, first + t)
             _list_square(
-                pixels, 2, g + image * p.lines * line + j_first * size, p.lines, p.columns, line,
-                cols * size, 2 * down_at, 2 * along_at, zeros,
+                values, 2, g + image * p.lines * g_line + j_first * size, p.lines, p.columns,
+                g_line, cols * size, 2 * down, 2 * along, zeros,
             )  # fmt: skip
-            _transform_gradient(alpha, pixels, 0, gradients, t * y_row, columns)
-        # Loop 2: the elements of a square. Loops 3 and 4: columns and channels, a register tile.
+            _transform_gradient(alpha, values, 0, gradients, t * y_row, columns)
+        # Loops 2 and 3: the elements of a square, and pieces that have it. Loops 4 and 5: columns
+        # and channels, a register tile.
+        sums_here = sums
         for q in range(16):
-            for n in range(panels):
-                v0 = share(vectors, panels, n)
-                thick = share(vectors, panels, n + 1) - v0
-                at = v0 * MACHINE.vector_bytes
-                for t in range(tiles):
-                    r0 = share(channels, tiles, t)
-                    high = share(channels, tiles, t + 1) - r0
-                    list_rows(a_places, v + q * v_step + r0 * size, size, high)
-                    list_rows(c_places, sums + q * sum_step + r0 * sum_row + at, sum_row, high)
-                    register_tile(
-                        alpha, high, thick, 1, one_run, count,
-                        a_places, v_row, y + q * y_step + at, y_row, c_places, first > 0,
-                    )  # fmt: skip
-    list_rows(sources, sums, sum_step, 16)
-    list_rows(targets, c + (first_channel * cols + j_first) * size, p.channels * cols * size, 9)
-    for k in range(channels):
-        _weight_gradient_of(alpha, sources, k * sum_row, targets, k * cols * size, columns)
+            some = _pieces_of(pieces, q)
+            for piece in range(some.down * some.along):
+                beyond = piece // some.along * pixels.along + piece % some.along
+                v_here = v + q * v_step + beyond * v_row
+                for n in range(panels):
+                    v0 = share(vectors, panels, n)
+                    thick = share(vectors, panels, n + 1) - v0
+                    at = v0 * MACHINE.vector_bytes
+                    for t in range(tiles):
+                        r0 = share(channels, tiles, t)
+                        high = share(channels, tiles, t + 1) - r0
+                        list_rows(a_places, v_here + r0 * size, size, high)
+                        list_rows(c_places, sums_here + r0 * sum_row + at, sum_row, high)
+                        register_tile(
+                            alpha, high, thick, runs, run_starts, count // runs,
+                            a_places, v_row, y + q * y_step + at, y_row, c_places, first > 0,
+                        )  # fmt: skip
+                sums_here += sum_step
+    # From the last piece to the first: a tap that several share is written by its owner last.
+    for piece in range(pieces.down * pieces.along - 1, -1, -1):
+        down, along = piece // pieces.along, piece % pieces.along
+        for q in range(16):
+            some = _pieces_of(pieces, q)
+            # An element that this piece lacks counts for no tap that it owns: any will do.
+            number = 0
+            if down < some.down and along < some.along:
+                number = _matrices_before(pieces, q) + down * some.along + along
+            store(sources + 8 * q, sums + number * sum_step)
+        corner = 2 * down * (p.reach_x + 1) + 2 * along
+        for i in range(3):
+            tap = corner + i * (p.reach_x + 1)
+            at = c + ((tap * p.channels + first_channel) * cols + j_first) * size
+            list_rows(targets + 24 * i, at, p.channels * cols * size, 3)
+        for k in range(channels):
+            _weight_gradient_of(alpha, sources, k * sum_row, targets, k * cols * size, columns)
     keep_alive(block_memory)
     keep_alive(gradient_memory)
     keep_alive(zeros_memory)
