@@ -51,7 +51,7 @@ _LONG_BAND_BYTES = 1 << 19
 """Size of a band, and where each band is one more pass over C."""
 
 _FEW_TILES = 6
-"""Up to so many tiles of rows read whole registers of G where they lie: packing pays for more."""
+"""Up to so many tiles of rows read G where it lies: packing pays for more."""
 
 
 class Patches(NamedTuple):
@@ -196,6 +196,17 @@ def shift(target, source, rows, offset):
     """Write a list of places, each so many bytes further on."""
     for i in range(rows):
         store(target + i * 8, load_index(source, i) + offset)
+
+
+@inner
+def _reads_in_place(tiles, cols, last_position, positions, first_column, columns):
+    """Whether tiles read some columns of G where they lie, up to a position.
+
+    In the last register that may be elements of the next position, for results that are thrown
+    away, but nothing behind the last one.
+    """
+    end = last_position * cols + first_column + columns
+    return tiles <= _FEW_TILES and end <= positions * cols
 
 
 @inner
@@ -404,6 +415,7 @@ def correlate_part(task, part, parts):
     # Loop 1: the positions, which are the depth, a band at a time.
     for line in range(0, p.batch * p.lines, most_lines):
         lines = min(most_lines, p.batch * p.lines - line)
+        last_position = (line + lines) * p.columns - 1
         spread = _bring(
             p, band, line_places, line, line + lines, first_channel, channels, size
         )  # fmt: skip
@@ -412,7 +424,7 @@ def correlate_part(task, part, parts):
             thick = share(vectors, panels, n + 1) - v0
             j0 = j_first + v0 * wide
             filled = min(thick * wide, j_last - j0)
-            if tiles > _FEW_TILES or filled < thick * wide:
+            if not _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
                 pack(
                     alpha, packed + n * panel_bytes, thick * wide * size, gradient,
                     line * p.columns, lines * p.columns, j0, filled, work,
@@ -443,9 +455,10 @@ def correlate_part(task, part, parts):
                     if line > 0:
                         _copy_tile(c_places, outside, high, filled * size)
                 b, b_row = packed + n * panel_bytes, thick * wide * size
-                if tiles <= _FEW_TILES and in_place:
+                j0 = j_first + v0 * wide
+                if _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
                     b_row = cols * size
-                    b = g + line * p.columns * b_row + (j_first + v0 * wide) * size
+                    b = g + line * p.columns * b_row + j0 * size
                 register_tile(
                     alpha, high, thick, lines, line_places, p.columns,
                     a_places, p.step_x * spread.pixel, b, b_row, c_places, line > 0,
