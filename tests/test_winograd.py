@@ -30,6 +30,7 @@ from test_convolution import LAYOUTS, OUT_LAYOUTS, placed, room
 from numbadrop import kernels
 from numbadrop.kernels import convolution, patches, reference, task, winograd
 from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.squares import first_pixel_square, last_pixel_square, most_pixel_squares
 
 every_convolution = pytest.mark.parametrize("name", CONVOLUTIONS)
 kinds = st.sampled_from(SETS)
@@ -306,9 +307,9 @@ def test_any_number_of_threads_shares_small_images(monkeypatch):
 def _span_and_bound(p, count, squares):
     longest = 0
     for first in range(squares - count + 1):
-        last = winograd._last_pixel_square(p, first + count - 1)
-        longest = max(longest, last + 1 - winograd._first_pixel_square(p, first))
-    return longest, winograd._most_pixel_squares(p, count)
+        last = last_pixel_square(p, first + count - 1)
+        longest = max(longest, last + 1 - first_pixel_square(p, first))
+    return longest, most_pixel_squares(p, count)
 
 
 @pytest.mark.parametrize("reach", [(2, 2), (4, 4), (6, 4), (2, 6)])

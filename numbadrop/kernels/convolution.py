@@ -38,6 +38,7 @@ from numbadrop.kernels.device import as_array, cuda, empty, is_host
 from numbadrop.kernels.geometry import Geometry, Taps, check_geometry, out_size
 from numbadrop.kernels.patches import convolve_part, correlate_part
 from numbadrop.kernels.product import Epilogue
+from numbadrop.kernels.squares import products_along
 from numbadrop.kernels.task import run_task
 from numbadrop.kernels.update import element_rule, update_block
 
@@ -198,7 +199,7 @@ def _convolve(
 
 def _winograd_memory(down: Taps, along: Taps, channels: int, cols: int, like: Array) -> Array:
     """Return memory for what weights, or their gradient, become in Winograd's convolution."""
-    matrices = winograd.products_along(down.reach) * winograd.products_along(along.reach)
+    matrices = products_along(down.reach) * products_along(along.reach)
     return empty((winograd.matrices_elements(matrices, channels, cols, like.itemsize),), like)
 
 
@@ -214,7 +215,7 @@ def _winograd_pays(batch: int, down: Taps, along: Taps, channels: int, out: Arra
         if min(channels, out.shape[3]) < _WINOGRAD_CHANNELS[taps]:
             return False
     down_squares, along_squares = -(-down.number // 2), -(-along.number // 2)
-    matrices = winograd.products_along(down.reach) * winograd.products_along(along.reach)
+    matrices = products_along(down.reach) * products_along(along.reach)
     direct = len(down.places) * len(along.places) * down.number * along.number
     beyond = (down.reach // 2 - 1) * along_squares * 16 * channels * out.itemsize
     return (

@@ -17,8 +17,6 @@ the range of the numbers does so earlier, since the transforms add up to four of
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
@@ -35,11 +33,21 @@ from numbadrop.kernels.product import (
     share,
 )
 from numbadrop.kernels.sandwich import sandwich
+from numbadrop.kernels.squares import (
+    first_pixel_square,
+    kernel_pieces,
+    last_pixel_square,
+    list_square,
+    matrices_before,
+    most_pixel_squares,
+    pieces_with,
+    pixel_squares,
+    place_of,
+    result_squares,
+)
 from numbadrop.kernels.tile import register_tile
 
-__all__ = [
-    "convolve_part", "correlate_part", "matrices_elements", "products_along", "transform_part",
-]  # fmt: skip
+__all__ = ["convolve_part", "correlate_part", "matrices_elements", "transform_part"]
 
 _IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B'
 _WEIGHTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
@@ -68,21 +76,6 @@ _STAGGER = 5 * CACHE_LINE
 nearest cache."""
 
 
-class _Grid(NamedTuple):
-    """So many things down, and along."""
-
-    down: int
-    along: int
-
-
-def products_along(reach: int) -> int:
-    """Return how many products along one axis a kernel takes whose last tap is so far behind.
-
-    Of its pieces, one for every two taps behind the first, the first takes 4 and the others 3.
-    """
-    return 3 * (reach // 2) + 1
-
-
 def matrices_elements(matrices: int, channels: int, cols: int, itemsize: int) -> int:
     """Return the size of the memory for what weights, or their gradient, become.
 
@@ -99,84 +92,6 @@ def _apart(size):
 
 
 @inner
-def _pieces(reach_y, reach_x):
-    """Return the grid of the pieces of a kernel."""
-    return _Grid(reach_y // 2, reach_x // 2)
-
-
-@inner
-def _result_squares(p):
-    """Return the grid of the squares of results of an image."""
-    return _Grid((p.lines + 1) // 2, (p.columns + 1) // 2)
-
-
-@inner
-def _pixel_squares(p):
-    """Return the grid of the squares of pixels that meet any piece, in an image."""
-    results, pieces = _result_squares(p), _pieces(p.reach_y, p.reach_x)
-    return _Grid(results.down + pieces.down - 1, results.along + pieces.along - 1)
-
-
-@inner
-def _at(grid, n):
-    """Return of number n on the grids of all images the image, and its place down and along it."""
-    return n // (grid.down * grid.along), n // grid.along % grid.down, n % grid.along
-
-
-@inner
-def _first_pixel_square(p, n):
-    """Return which square of pixels meets the first piece, for square of results number n."""
-    image, y, x = _at(_result_squares(p), n)
-    pixels = _pixel_squares(p)
-    return (image * pixels.down + y) * pixels.along + x
-
-
-@inner
-def _last_pixel_square(p, n):
-    """Return which square of pixels meets the last piece."""
-    pieces = _pieces(p.reach_y, p.reach_x)
-    beyond = (pieces.down - 1) * _pixel_squares(p).along + pieces.along - 1
-    return _first_pixel_square(p, n) + beyond
-
-
-@inner
-def _most_pixel_squares(p, count):
-    """Return the most squares of pixels from the first to the last that `count` results meet."""
-    results, pieces = _result_squares(p), _pieces(p.reach_y, p.reach_x)
-    lines = (count + results.along - 2) // results.along + 1
-    images = (lines + results.down - 2) // results.down + 1
-    between_lines = lines * (pieces.along - 1)
-    return count + between_lines + images * (pieces.down - 1) * _pixel_squares(p).along
-
-
-@inner
-def _pieces_of(pieces, q):
-    """Return the grid of the pieces, from the first on, that have element q of 16."""
-    return _Grid(pieces.down if q >= 4 else 1, pieces.along if q % 4 > 0 else 1)
-
-
-@inner
-def _matrices_before(pieces, q):
-    """Return how many matrices the elements before q have: one for each of their pieces."""
-    total = 0
-    for before in range(q):
-        some = _pieces_of(pieces, before)
-        total += some.down * some.along
-    return total
-
-
-@inner
-def _list_square(table, side, address, lines, columns, line, pixel, y, x, outside):
-    """List the places of a square of an image from (y, x) on; `outside` for those not there."""
-    for i in range(side):
-        for j in range(side):
-            place = outside
-            if 0 <= y + i < lines and 0 <= x + j < columns:
-                place = address + (y + i) * line + (x + j) * pixel
-            store(table + (i * side + j) * 8, place)
-
-
-@inner
 def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step, v_row, zeros):
     """Transform some channels of the squares of pixels [first, first + count)."""
     size = bytes_of(alpha)
@@ -187,8 +102,8 @@ def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step
     pixel = p.channels * size
     line = p.width * pixel
     for t in range(count):
-        image, y, x = _at(_pixel_squares(p), first + t)
-        _list_square(
+        image, y, x = place_of(pixel_squares(p), first + t)
+        list_square(
             sources, 4, p.address + image * p.height * line + first_channel * size,
             p.height, p.width, line, pixel, p.first_y + 2 * y, p.first_x + 2 * x, zeros,
         )  # fmt: skip
@@ -209,7 +124,7 @@ def transform_part(task, part, parts):
     words = words_behind(task)
     channels, cols = load_index(words, 0), load_index(words, 1)
     reach_x = load_index(words, 3)
-    pieces = _pieces(load_index(words, 2), reach_x)
+    pieces = kernel_pieces(load_index(words, 2), reach_x)
     b = read_matrix(words, 4)
     u = align(load_index(words, 11), CACHE_LINE)
     first, last = share(channels, parts, part), share(channels, parts, part + 1)
@@ -237,7 +152,7 @@ def transform_part(task, part, parts):
         filled = min(thick * wide, cols - v0 * wide)
         row = thick * wide * size
         matrix = channels * row
-        panel = u + _matrices_before(pieces, 16) * channels * v0 * wide * size
+        panel = u + matrices_before(pieces, 16) * channels * v0 * wide * size
         for piece in range(pieces.down * pieces.along):
             down, along = piece // pieces.along, piece % pieces.along
             for k in range(first, last, _DEEP):
@@ -254,10 +169,10 @@ def transform_part(task, part, parts):
                             )  # fmt: skip
                         store(sources + (3 * i + j) * 8, packed)
                 for q in range(16):
-                    some = _pieces_of(pieces, q)
+                    some = pieces_with(pieces, q)
                     place = nowhere
                     if down < some.down and along < some.along:
-                        number = _matrices_before(pieces, q) + down * some.along + along
+                        number = matrices_before(pieces, q) + down * some.along + along
                         place = panel + number * matrix + k * row
                     store(targets + q * 8, place)
                 _transform_weights(alpha, sources, 0, targets, 0, deep * thick * wide)
@@ -283,8 +198,8 @@ def convolve_part(task, part, parts):
     c, c_image, c_line, c_pixel = (
         load_index(words, 3), load_index(words, 4), load_index(words, 5), load_index(words, 6)
     )  # fmt: skip
-    pieces, pixels = _pieces(p.reach_y, p.reach_x), _pixel_squares(p)
-    results = _result_squares(p)
+    pieces, pixels = kernel_pieces(p.reach_y, p.reach_x), pixel_squares(p)
+    results = result_squares(p)
     squares = p.batch * results.down * results.along
     begin, end = share(squares, parts, part), share(squares, parts, part + 1)
     if begin == end:
@@ -299,7 +214,7 @@ def convolve_part(task, part, parts):
     most = max(_BLOCK_BYTES // (16 * v_row), _LEAST_SQUARES)
     most = min(max(most, _LEAST_LINES * (pieces.down - 1) * results.along), end - begin)
     m_row = width * size
-    v_step, m_step = _apart(_most_pixel_squares(p, most) * v_row), _apart(most * m_row)
+    v_step, m_step = _apart(most_pixel_squares(p, most) * v_row), _apart(most * m_row)
     block_memory = np.empty(16 * (v_step + m_step) + CACHE_LINE, np.uint8)
     v = align(block_memory.ctypes.data, CACHE_LINE)
     m = v + 16 * v_step
@@ -322,15 +237,15 @@ def convolve_part(task, part, parts):
     # Loop 1: squares of results, a block at a time.
     for first in range(begin, end, most):
         count = min(most, end - first)
-        begin_pixels = _first_pixel_square(p, first)
+        begin_pixels = first_pixel_square(p, first)
         _transform_images(
-            alpha, p, begin_pixels, _last_pixel_square(p, first + count - 1) + 1 - begin_pixels,
+            alpha, p, begin_pixels, last_pixel_square(p, first + count - 1) + 1 - begin_pixels,
             0, p.channels, v, v_step, v_row, zeros,
         )  # fmt: skip
         for t in range(count):
-            store(rows + 8 * t, v + (_first_pixel_square(p, first + t) - begin_pixels) * v_row)
-            image, y, x = _at(results, first + t)
-            _list_square(
+            store(rows + 8 * t, v + (first_pixel_square(p, first + t) - begin_pixels) * v_row)
+            image, y, x = place_of(results, first + t)
+            list_square(
                 places + 32 * t, 2, c + image * c_image, p.lines, p.columns, c_line, c_pixel,
                 2 * y, 2 * x, 0,
             )  # fmt: skip
@@ -342,10 +257,10 @@ def convolve_part(task, part, parts):
             filled = min(thick * wide, cols - v0 * wide)
             row = thick * wide * size
             matrix = p.channels * row
-            b = u + _matrices_before(pieces, 16) * p.channels * v0 * wide * size
+            b = u + matrices_before(pieces, 16) * p.channels * v0 * wide * size
             # Loop 3: the elements of a square. Loop 4: squares, a register tile at a time.
             for q in range(16):
-                some = _pieces_of(pieces, q)
+                some = pieces_with(pieces, q)
                 for i in range(some.down):
                     at = run_starts + 8 * i * some.along
                     list_rows(at, i * pixels.along * v_row, v_row, some.along)
@@ -394,8 +309,8 @@ def correlate_part(task, part, parts):
         return
     j_first = v_first * wide
     columns = min(vectors * wide, cols - j_first)
-    pieces, pixels = _pieces(p.reach_y, p.reach_x), _pixel_squares(p)
-    results = _result_squares(p)
+    pieces, pixels = kernel_pieces(p.reach_y, p.reach_x), pixel_squares(p)
+    results = result_squares(p)
     squares = p.batch * results.down * results.along
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
     # The blocks decide in which order sums are made: they must not depend on the threads.
@@ -407,7 +322,7 @@ def correlate_part(task, part, parts):
     most = max(most // line, 1) * line
     v_row = align(channels * size, CACHE_LINE) + CACHE_LINE
     y_row = vectors * MACHINE.vector_bytes + CACHE_LINE
-    v_step, y_step = _apart(_most_pixel_squares(p, most) * v_row), _apart(most * y_row)
+    v_step, y_step = _apart(most_pixel_squares(p, most) * v_row), _apart(most * y_row)
     sum_row = all_vectors * MACHINE.vector_bytes + CACHE_LINE
     sum_step = p.channels * sum_row
     sums += first_channel * sum_row + v_first * MACHINE.vector_bytes
@@ -434,17 +349,17 @@ def correlate_part(task, part, parts):
     for first in range(0, squares, most):
         count = min(most, squares - first)
         runs = (count + line - 1) // line
-        begin_pixels = _first_pixel_square(p, first)
+        begin_pixels = first_pixel_square(p, first)
         _transform_images(
-            alpha, p, begin_pixels, _last_pixel_square(p, first + count - 1) + 1 - begin_pixels,
+            alpha, p, begin_pixels, last_pixel_square(p, first + count - 1) + 1 - begin_pixels,
             first_channel, channels, v, v_step, v_row, zeros,
         )  # fmt: skip
         for n in range(runs):
-            start = _first_pixel_square(p, first + n * line) - begin_pixels
+            start = first_pixel_square(p, first + n * line) - begin_pixels
             store(run_starts + 8 * n, start * v_row)
         for t in range(count):
-            image, down, along = _at(results, first + t)
-            _list_square(
+            image, down, along = place_of(results, first + t)
+            list_square(
                 values, 2, g + image * p.lines * g_line + j_first * size, p.lines, p.columns,
                 g_line, cols * size, 2 * down, 2 * along, zeros,
             )  # fmt: skip
@@ -453,7 +368,7 @@ def correlate_part(task, part, parts):
         # and channels, a register tile.
         sums_here = sums
         for q in range(16):
-            some = _pieces_of(pieces, q)
+            some = pieces_with(pieces, q)
             for piece in range(some.down * some.along):
                 beyond = piece // some.along * pixels.along + piece % some.along
                 v_here = v + q * v_step + beyond * v_row
@@ -475,11 +390,11 @@ def correlate_part(task, part, parts):
     for piece in range(pieces.down * pieces.along - 1, -1, -1):
         down, along = piece // pieces.along, piece % pieces.along
         for q in range(16):
-            some = _pieces_of(pieces, q)
+            some = pieces_with(pieces, q)
             # An element that this piece lacks counts for no tap that it owns: any will do.
             number = 0
             if down < some.down and along < some.along:
-                number = _matrices_before(pieces, q) + down * some.along + along
+                number = matrices_before(pieces, q) + down * some.along + along
             store(sources + 8 * q, sums + number * sum_step)
         corner = 2 * down * (p.reach_x + 1) + 2 * along
         for i in range(3):
