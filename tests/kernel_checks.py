@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 import numbadrop
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import convolution, reference
+from numbadrop.kernels import convolution, reference, winograd
 
 Array = NDArray[Any]
 
@@ -462,9 +462,8 @@ def check_convolutions(geometries: Any = GEOMETRIES, guard: Any = guarded) -> st
 @contextmanager
 def winograd_from(channels: int) -> Iterator[None]:
     """Use Winograd's convolution from so many channels on, wherever it exists."""
-    least = dict.fromkeys(convolution._WINOGRAD_CHANNELS, channels)
-    limits = {"_WINOGRAD_CHANNELS": least, "_WINOGRAD_SQUARES": 0, "_WINOGRAD_GAIN": 0}
-    with mock.patch.multiple(convolution, **limits):
+    least = dict.fromkeys(winograd._CHANNELS, channels)
+    with mock.patch.multiple(winograd, _CHANNELS=least, _SQUARES=0, _GAIN=0):
         yield
 
 

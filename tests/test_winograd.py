@@ -37,10 +37,7 @@ kinds = st.sampled_from(SETS)
 dtypes = st.sampled_from(DTYPES)
 seeds = st.integers(0, 2**32 - 1)
 
-DEFAULTS = {
-    name: getattr(convolution, name)
-    for name in ("_WINOGRAD_CHANNELS", "_WINOGRAD_SQUARES", "_WINOGRAD_GAIN")
-}
+DEFAULTS = {name: getattr(winograd, name) for name in ("_CHANNELS", "_SQUARES", "_GAIN")}
 # More squares, channels and columns than a block, a panel and a tile hold.
 LARGE = [
     Convolution(2, (31, 34), (70, 100), (3, 3), padding=(1, 1)),
@@ -351,7 +348,7 @@ def test_no_byte_outside_an_operand():
 )
 def test_when_it_is_used(of, wanted, monkeypatch):
     for name, value in DEFAULTS.items():
-        monkeypatch.setattr(convolution, name, value)
+        monkeypatch.setattr(winograd, name, value)
     ran = []
 
     def run_task(function, *arguments, **options):

@@ -38,7 +38,6 @@ from numbadrop.kernels.device import as_array, cuda, empty, is_host
 from numbadrop.kernels.geometry import Geometry, Taps, check_geometry, out_size
 from numbadrop.kernels.patches import convolve_part, correlate_part
 from numbadrop.kernels.product import Epilogue
-from numbadrop.kernels.squares import products_along
 from numbadrop.kernels.task import run_task
 from numbadrop.kernels.update import element_rule, update_block
 
@@ -50,14 +49,6 @@ __all__ = [
 ]
 
 _SERIAL_BELOW = 200_000
-_WINOGRAD_CHANNELS = {3: 17, 5: 12, 7: 12}
-_WINOGRAD_SQUARES = 64
-_WINOGRAD_GAIN = 1.8
-"""With so many taps along both axes, from so many channels on both sides, and squares of results,
-and where it takes so many times fewer multiplications, Winograd's convolution is faster than the
-direct one (measured)."""
-_WINOGRAD_LINE_BYTES = 1 << 19
-"""Most bytes of transformed lines that larger kernels need beyond those of a block of squares."""
 _MOST_FRAME_BYTES = 1 << 30
 """Most bytes of a frame of zeros around what the patches of one line of positions cover."""
 
@@ -174,8 +165,9 @@ def _convolve(
         col_stride, cols, 0 if col_units is None else col_units.address,
     )  # fmt: skip
     parallel = len(images) * down.number * along.number * len(depth) * count >= _SERIAL_BELOW
-    if _winograd_pays(len(images), down, along, len(units), out):
-        transformed = _winograd_memory(down, along, len(units), count, w)
+    sizes = len(units), count, w.itemsize
+    if winograd.pays(len(images), down, along, *sizes):
+        transformed = empty((winograd.matrices_elements(down, along, *sizes),), w)
         run_task(
             winograd.transform_part, w.dtype, _Factor(1.0),
             len(units), count, down.reach, along.reach, *weights, address_of(transformed),
@@ -195,34 +187,6 @@ def _convolve(
         *words, 0 if bias is None else address_of(bias), count, *weights, *places,
         parallel=parallel,
     )  # fmt: skip
-
-
-def _winograd_memory(down: Taps, along: Taps, channels: int, cols: int, like: Array) -> Array:
-    """Return memory for what weights, or their gradient, become in Winograd's convolution."""
-    matrices = products_along(down.reach) * products_along(along.reach)
-    return empty((winograd.matrices_elements(matrices, channels, cols, like.itemsize),), like)
-
-
-def _winograd_pays(batch: int, down: Taps, along: Taps, channels: int, out: Array) -> bool:
-    """Whether Winograd's convolution exists for these taps, and is faster than the direct one.
-
-    In the gradient of a convolution with strides, a part of the taps of a larger kernel may do.
-    """
-    for axis in (down, along):
-        taps = len(axis.places)
-        if taps not in _WINOGRAD_CHANNELS or axis.step != 1 or axis.reach != taps - 1:
-            return False
-        if min(channels, out.shape[3]) < _WINOGRAD_CHANNELS[taps]:
-            return False
-    down_squares, along_squares = -(-down.number // 2), -(-along.number // 2)
-    matrices = products_along(down.reach) * products_along(along.reach)
-    direct = len(down.places) * len(along.places) * down.number * along.number
-    beyond = (down.reach // 2 - 1) * along_squares * 16 * channels * out.itemsize
-    return (
-        batch * down_squares * along_squares >= _WINOGRAD_SQUARES
-        and direct >= _WINOGRAD_GAIN * matrices * down_squares * along_squares
-        and beyond <= _WINOGRAD_LINE_BYTES
-    )
 
 
 def _dense_pixels(out: Array) -> Array:
@@ -472,9 +436,10 @@ def conv2d_at(
         words, _runs, _ = _patches(x, down, along, merge=False)
         words += [address_of(g), g.shape[3], address_of(dense)]
         part = correlate_part
-        if _winograd_pays(len(x), down, along, x.shape[3], dense):
+        sizes = x.shape[3], g.shape[3], x.itemsize
+        if winograd.pays(len(x), down, along, *sizes):
             part = winograd.correlate_part
-            sums = _winograd_memory(down, along, x.shape[3], g.shape[3], x)
+            sums = empty((winograd.matrices_elements(down, along, *sizes),), x)
             words.append(address_of(sums))
         run_task(
             part, x.dtype, _Factor(1.0), *words,

@@ -14,8 +14,8 @@ from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import store
 
 __all__ = [
-    "Grid", "first_pixel_square", "kernel_pieces", "last_pixel_square", "list_square",
-    "matrices_before", "most_pixel_squares", "pieces_with", "pixel_squares", "place_of",
+    "first_pixel_square", "kernel_pieces", "last_pixel_square", "list_square", "matrices_before",
+    "matrix_number", "most_pixel_squares", "pieces_with", "pixel_squares", "place_of",
     "products_along", "result_squares",
 ]  # fmt: skip
 
@@ -90,6 +90,15 @@ def most_pixel_squares(p, count):
 def pieces_with(pieces, q):
     """Return the grid of the pieces, from the first on, that have element q of 16."""
     return Grid(pieces.down if q >= 4 else 1, pieces.along if q % 4 > 0 else 1)
+
+
+@inner
+def matrix_number(pieces, q, down, along):
+    """Return which matrix is that of element q of a piece, or -1 where the piece lacks it."""
+    some = pieces_with(pieces, q)
+    if down >= some.down or along >= some.along:
+        return -1
+    return matrices_before(pieces, q) + down * some.along + along
 
 
 @inner

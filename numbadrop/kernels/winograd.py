@@ -20,6 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.geometry import Taps
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import first_of, keep_alive, load_index, store, words_behind
 from numbadrop.kernels.packing import pack, workspace, workspace_bytes
@@ -39,15 +40,17 @@ from numbadrop.kernels.squares import (
     last_pixel_square,
     list_square,
     matrices_before,
+    matrix_number,
     most_pixel_squares,
     pieces_with,
     pixel_squares,
     place_of,
+    products_along,
     result_squares,
 )
 from numbadrop.kernels.tile import register_tile
 
-__all__ = ["convolve_part", "correlate_part", "matrices_elements", "transform_part"]
+__all__ = ["convolve_part", "correlate_part", "matrices_elements", "pays", "transform_part"]
 
 _IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B'
 _WEIGHTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
@@ -58,6 +61,14 @@ _transform_gradient = sandwich("gradient", tuple(zip(*_RESULT, strict=True)))
 _result_of = sandwich("result", _RESULT)
 _weight_gradient_of = sandwich("weight_gradient", tuple(zip(*_WEIGHTS, strict=True)))
 
+_CHANNELS = {3: 17, 5: 12, 7: 12}
+_SQUARES = 64
+_GAIN = 1.8
+"""With so many taps along both axes, from so many channels on both sides, and squares of results,
+and where it takes so many times fewer multiplications, it is faster than the direct product
+(measured)."""
+_BEYOND_BYTES = 1 << 19
+"""Most bytes of transformed lines that larger kernels need beyond those of a block of squares."""
 _BLOCK_BYTES = 1 << 17
 """About the bytes of squares that are transformed at a time: they must stay in the second cache,
 together with those of the products."""
@@ -76,11 +87,34 @@ _STAGGER = 5 * CACHE_LINE
 nearest cache."""
 
 
-def matrices_elements(matrices: int, channels: int, cols: int, itemsize: int) -> int:
+def pays(batch: int, down: Taps, along: Taps, channels: int, cols: int, itemsize: int) -> bool:
+    """Whether Winograd's convolution exists for these taps, and is faster than the direct one.
+
+    In the gradient of a convolution with strides, a part of the taps of a larger kernel may do.
+    """
+    for axis in (down, along):
+        taps = len(axis.places)
+        if taps not in _CHANNELS or axis.step != 1 or axis.reach != taps - 1:
+            return False
+        if min(channels, cols) < _CHANNELS[taps]:
+            return False
+    down_squares, along_squares = -(-down.number // 2), -(-along.number // 2)
+    matrices = products_along(down.reach) * products_along(along.reach)
+    direct = len(down.places) * len(along.places) * down.number * along.number
+    beyond = (down.reach // 2 - 1) * along_squares * 16 * channels * itemsize
+    return (
+        batch * down_squares * along_squares >= _SQUARES
+        and direct >= _GAIN * matrices * down_squares * along_squares
+        and beyond <= _BEYOND_BYTES
+    )
+
+
+def matrices_elements(down: Taps, along: Taps, channels: int, cols: int, itemsize: int) -> int:
     """Return the size of the memory for what weights, or their gradient, become.
 
     Rows of the matrices are whole registers and a cache line, and begin on one.
     """
+    matrices = products_along(down.reach) * products_along(along.reach)
     row = -(-cols * itemsize // MACHINE.vector_bytes) * MACHINE.vector_bytes + CACHE_LINE
     return (matrices * channels * row + CACHE_LINE) // itemsize
 
@@ -169,12 +203,9 @@ def transform_part(task, part, parts):
                             )  # fmt: skip
                         store(sources + (3 * i + j) * 8, packed)
                 for q in range(16):
-                    some = pieces_with(pieces, q)
-                    place = nowhere
-                    if down < some.down and along < some.along:
-                        number = matrices_before(pieces, q) + down * some.along + along
-                        place = panel + number * matrix + k * row
-                    store(targets + q * 8, place)
+                    number = matrix_number(pieces, q, down, along)
+                    place = panel + number * matrix + k * row
+                    store(targets + q * 8, place if number >= 0 else nowhere)
                 _transform_weights(alpha, sources, 0, targets, 0, deep * thick * wide)
     keep_alive(work_memory)
     keep_alive(taps_memory)
@@ -390,11 +421,8 @@ def correlate_part(task, part, parts):
     for piece in range(pieces.down * pieces.along - 1, -1, -1):
         down, along = piece // pieces.along, piece % pieces.along
         for q in range(16):
-            some = pieces_with(pieces, q)
             # An element that this piece lacks counts for no tap that it owns: any will do.
-            number = 0
-            if down < some.down and along < some.along:
-                number = matrices_before(pieces, q) + down * some.along + along
+            number = max(matrix_number(pieces, q, down, along), 0)
             store(sources + 8 * q, sums + number * sum_step)
         corner = 2 * down * (p.reach_x + 1) + 2 * along
         for i in range(3):
