@@ -423,6 +423,7 @@ GEOMETRIES = [
 WINOGRAD_GEOMETRIES = [
     Convolution(1, (3, 3), (1, 1), (3, 3)),
     Convolution(2, (5, 8), (3, 17), (3, 3), padding=(1, 1)),
+    Convolution(3, (8, 5), (33, 16), (3, 3), padding=(0, 2)),
     Convolution(2, (2, 3), (16, 70), (3, 3), padding=(4, 3)),
     Convolution(2, (7, 6), (17, 33), (7, 5), padding=(3, 2)),
     Convolution(1, (3, 10), (3, 17), (3, 7), padding=(2, 0)),

@@ -65,7 +65,7 @@ def convolutions(draw, channels=(1, 3, 15, 16, 17, 33, 50)):
 
 class TestAgainstReference:
     @every_convolution
-    @settings(max_examples=100)
+    @settings(max_examples=150)
     @given(
         of=convolutions(),
         sets=st.tuples(kinds, kinds),
@@ -155,7 +155,7 @@ class TestAgainstReference:
         assert_convolution(name, of, left, right, out=out, wide=np.float64, exact=True)
 
     @pytest.mark.parametrize("name", CONVOLUTIONS[:3])
-    @settings(max_examples=40)
+    @settings(max_examples=60)
     @given(of=convolutions(), sets=st.tuples(kinds, kinds), dtype=dtypes, seed=seeds)
     def test_within_the_bound_of_rounding(self, name, of, sets, dtype, seed):
         rng = np.random.default_rng(seed)
