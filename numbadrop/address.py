@@ -1,37 +1,59 @@
-"""Where an array lies in memory."""
+"""Where arrays lie in memory, found quickly.
+
+`array.ctypes.data` takes longer than all checks of a kernel's door together, and so do shape and
+strides. The C structures behind arrays and bytes have been what they are since NumPy 1.0, and what
+extension modules are compiled against; a trial at the first import makes sure of it.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["address_of"]
+__all__ = ["DATA", "SHAPE", "STRIDES", "address_of", "address_of_bytes"]
 
 Array = NDArray[Any]
 
+DATA = object.__basicsize__
+"""Bytes from the beginning of an array's structure, its `id`, to the address of its elements."""
+SHAPE, STRIDES = DATA + 16, DATA + 24
+"""To the addresses of its lengths and of its strides, one word for each axis."""
+_BYTES = bytes.__basicsize__ - 1
+"""To the first of some bytes, which a zero follows that counts as one of the structure."""
 
-def _make_address_of() -> Callable[[Array], int]:
-    """Return the fastest way to the address of an array's first element.
-
-    `array.ctypes.data` takes longer than all checks of a kernel's door together. The C structure
-    behind an array has begun with the head of every Python object and this address since NumPy
-    1.0; where the trial shows anything else, the slow way is taken.
-    """
-    word = ctypes.c_void_p.from_address
-    head = object.__basicsize__
-
-    def fast(array: Array) -> int:
-        return word(id(array) + head).value or 0
-
-    def slow(array: Array) -> int:
-        return array.ctypes.data
-
-    trial = np.empty(8)[3:]
-    return fast if fast(trial) == slow(trial) else slow
+_word = ctypes.c_void_p.from_address
 
 
-address_of = _make_address_of()
+def address_of(array: Array) -> int:
+    """Return the address of an array's first element."""
+    return _word(id(array) + DATA).value or 0
+
+
+def address_of_bytes(data: bytes) -> int:
+    """Return the address of the first byte."""
+    return id(data) + _BYTES
+
+
+def _try_layout() -> None:
+    array, data = np.empty((5, 7))[1:, ::2], b"numbadrop"
+
+    def words(at: int) -> list[int | None]:
+        address = _word(id(array) + at).value
+        return [_word(address + 8 * axis).value for axis in range(2)] if address else []
+
+    if (
+        address_of(array) != array.ctypes.data
+        or words(SHAPE) != list(array.shape)
+        or words(STRIDES) != list(array.strides)
+        or ctypes.string_at(address_of_bytes(data), len(data)) != data
+    ):
+        raise ImportError(
+            f"numbadrop cannot read the arrays of NumPy {np.__version__} in this Python: "
+            "their structure in memory is not the known one"
+        )
+
+
+_try_layout()

@@ -231,7 +231,8 @@ def guarded(values: Array, at_end: bool, order: Any = "C") -> Array:
 # Batch, inputs, outputs: around the widths of registers and tiles, and several blocks deep.
 SHAPES = [
     (1, 1, 1), (2, 3, 5), (8, 16, 16), (9, 1, 15), (1, 17, 47), (6, 32, 33), (17, 47, 33),
-    (64, 65, 50), (3, 515, 40), (3, 40, 515), (516, 20, 30), (130, 70, 90),
+    (64, 65, 50), (3, 515, 40), (3, 40, 515), (516, 20, 30), (130, 70, 90), (20, 60, 10),
+    (20, 7, 60),
 ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "check_rectifier",
     "check_same_memory",
     "check_units",
+    "count_units",
     "resolve",
 ]
 
@@ -154,11 +155,13 @@ def resolve(name: str, units: Units, size: int) -> IndexSet | None:
     return None if units.is_all else units
 
 
-def check_units(
-    name: str, axis: int, length: int, units_name: str, units: IndexSet | None, size: int
-) -> None:
+def count_units(units: IndexSet | None, size: int) -> int:
+    """Return how many units of an axis of `size` take part."""
+    return size if units is None else len(units)
+
+
+def check_units(name: str, axis: int, length: int, units_name: str, kept: int) -> None:
     """Refuse an operand whose compact axis does not have one column for each kept unit."""
-    kept = size if units is None else len(units)
     if length != kept:
         raise ValueError(
             f"{name} must have {kept} entries on axis {axis}, one for each unit of {units_name}, "
@@ -176,11 +179,14 @@ def check_is_array(name: str, array: Any) -> None:
 
 def check_apart(name: str, array: Array, **others: Array) -> None:
     """Refuse an array to be written that shares memory with others."""
+    host = is_host(array)
+    owner = host and array.flags.owndata
     for other_name, other in others.items():
-        if is_host(array):
-            # Arrays that both own their memory share it only if they are one.
-            alone = array is not other and array.flags.owndata and other.flags.owndata
-            shared = not alone and np.shares_memory(array, other)
+        # Arrays that both own their memory share it only if they are one.
+        if owner and other.flags.owndata:
+            shared = array is other
+        elif host:
+            shared = np.shares_memory(array, other)
         else:
             shared = array.shares_memory(other)  # type: ignore[attr-defined]
         if shared:
@@ -200,8 +206,9 @@ def check_out(
     if shape is not None and out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     for name, array in inputs.items():
-        check_same_memory("out", out, name, array)
-    if out.dtype != dtype:
+        if type(array) is not type(out):
+            check_same_memory("out", out, name, array)
+    if out.dtype is not dtype and out.dtype != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
     if not is_host(out):
         check_apart("out", out, **inputs)

@@ -32,6 +32,7 @@ from numbadrop.kernels.arrays import (
     check_real,
     check_rectifier,
     check_units,
+    count_units,
     resolve,
 )
 from numbadrop.kernels.device import as_array, cuda, empty, is_host
@@ -268,9 +269,9 @@ def gathered_conv2d(
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
     ins, outs = _channels(in_channels, out_channels, n_in, n_out)
-    check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
+    check_units("x", 3, x.shape[3], "in_channels", count_units(ins, n_in))
     slope, scale = check_rectifier(slope, scale)
-    shape = (len(x), *out_size(axes, x.shape[1:3]), n_out if outs is None else len(outs))
+    shape = (len(x), *out_size(axes, x.shape[1:3]), count_units(outs, n_out))
     inputs = {"x": x, "w": w}
     if bias is not None:
         inputs["bias"] = bias = as_array(bias)
@@ -344,10 +345,10 @@ def gathered_conv2d_t(
     axes = check_geometry(w.shape[:2], stride, padding, dilation)
     n_in, n_out = w.shape[2:]
     ins, outs = _channels(in_channels, out_channels, n_in, n_out)
-    check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
+    check_units("g", 3, g.shape[3], "out_channels", count_units(outs, n_out))
     size = check_pair("input_size", input_size, 0)
     _check_gradient_size(g, out_size(axes, size))
-    shape = (len(g), *size, n_in if ins is None else len(ins))
+    shape = (len(g), *size, count_units(ins, n_in))
     if out is None:
         out = empty(shape, w)
     else:
@@ -514,8 +515,8 @@ def scatter_conv2d(
     alpha = check_real("alpha", alpha, x.dtype)
     kernel, (n_in, n_out) = out.shape[:2], out.shape[2:]
     ins, outs = _channels(in_channels, out_channels, n_in, n_out)
-    check_units("x", 3, x.shape[3], "in_channels", ins, n_in)
-    check_units("g", 3, g.shape[3], "out_channels", outs, n_out)
+    check_units("x", 3, x.shape[3], "in_channels", count_units(ins, n_in))
+    check_units("g", 3, g.shape[3], "out_channels", count_units(outs, n_out))
     dw = conv2d_at(x, g, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
     matrix = out.reshape(kernel[0] * kernel[1] * n_in, n_out)
     rows = None if ins is None else IndexSet.all(kernel[0] * kernel[1]).outer(ins)

@@ -8,19 +8,17 @@ reach a kernel.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
 __all__ = [
-    "Kernel",
     "cache_folder",
     "entry",
     "inlined",
@@ -76,8 +74,8 @@ def entry(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-def native_function(function: Callable[..., Any], signature: Any, keep_on_disk: bool = True) -> Any:
-    """Compile a function to a C function, now, and return it for Python to call.
+def native_function(function: Callable[..., Any], signature: Any) -> Any:
+    """Compile a function of numbers for Python to call, now.
 
     Parameters
     ----------
@@ -85,14 +83,37 @@ def native_function(function: Callable[..., Any], signature: Any, keep_on_disk: 
         A module's own Python function, not a closure, which the cache could not tell apart.
     signature : numba signature
         Of numbers alone.
+
+    Returns
+    -------
+    callable
+        Releases the interpreter lock.
+    """
+    compiled = entry(function)
+    compiled.compile(signature)
+    compiled.disable_compile()
+    return compiled
+
+
+def native_kernel(function: Callable[..., Any], first: Any, keep_on_disk: bool = True) -> int:
+    """Compile ``function(task, part, parts)`` to a C function, now.
+
+    Parameters
+    ----------
+    function : callable
+        As for `native_function`.
+    first : numba type
+        The type of what a task begins with; it selects the specialisation.
     keep_on_disk : bool
         False where code that is not ours takes part: an edit of it would be missed.
 
     Returns
     -------
-    ctypes function
-        Releases the interpreter lock. The machine code lives as long as the process.
+    int
+        Its address, for `threads.run`. The machine code lives as long as the process.
     """
+    i64 = numba.types.int64
+    signature = numba.types.void(numba.types.CPointer(first), i64, i64)
     native = CFunc(
         function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}
     )
@@ -100,39 +121,4 @@ def native_function(function: Callable[..., Any], signature: Any, keep_on_disk: 
         _keep_on_disk(native)
     native.compile()
     _COMPILED.append(native)
-    return native.ctypes
-
-
-class Kernel(NamedTuple):
-    """A native function ``kernel(task, part, parts)``."""
-
-    address: int
-    call: Callable[[bytes, int, int], None]
-    """The same for Python; releases the interpreter lock."""
-
-
-_PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-
-
-def native_kernel(function: Callable[..., Any], first: Any, keep_on_disk: bool = True) -> Kernel:
-    """Compile ``function(task, part, parts)`` to a C function, now.
-
-    Parameters
-    ----------
-    function, keep_on_disk
-        As for `native_function`.
-    first : numba type
-        The type of what a task begins with; it selects the specialisation.
-
-    Returns
-    -------
-    Kernel
-        For `threads.run`. The machine code lives as long as the process.
-    """
-    i64 = numba.types.int64
-    signature = numba.types.void(numba.types.CPointer(first), i64, i64)
-    native = native_function(function, signature, keep_on_disk)
-    call = ctypes.cast(native, _PROTOTYPE)
-    address = ctypes.cast(native, ctypes.c_void_p).value
-    assert address is not None
-    return Kernel(address, call)
+    return native.address

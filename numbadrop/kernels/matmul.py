@@ -24,6 +24,7 @@ from numbadrop.kernels.arrays import (
     check_rectifier,
     check_same_memory,
     check_units,
+    count_units,
     resolve,
 )
 from numbadrop.kernels.device import as_array, cuda, empty, is_host
@@ -38,7 +39,8 @@ __all__ = [
     "scatter_matmul",
 ]
 
-_SERIAL_BELOW = 200_000
+_PLAIN = Epilogue(slope=1.0, scale=1.0)
+_SERIAL_BELOW = 100_000
 """Multiplications that one thread finishes about as fast as a region of several starts."""
 
 
@@ -52,30 +54,21 @@ def _multiply(
     c_rows: IndexSet | None = None,
     c_cols: IndexSet | None = None,
     bias: Array | None = None,
-    slope: float = 1.0,
-    scale: float = 1.0,
+    epilogue: Epilogue = _PLAIN,
     scatter: bool = False,
 ) -> None:
-    """``C = f(A B[b_rows, b_cols])``, or with `scatter` ``C[c_rows, c_cols] += scale A B``.
+    """``C = f(A B[b_rows, b_cols])``, or with `scatter` ``C[c_rows, c_cols] += f(A B)``.
 
     The door checks nothing: operands are what `Product` wants. Transposition is a view's swapped
     strides.
     """
     rows, depth = a.shape
-    cols = b.shape[1] if b_cols is None else len(b_cols)
-    b_row, b_col = b.strides
-    c_row, c_col = c.strides
+    cols = count_units(b_cols, b.shape[1])
     run_task(
-        multiply_part, c.dtype, Epilogue(slope, scale),
-        0 if bias is None else address_of(bias),
-        rows, cols, depth, scatter,
-        address_of(a), *a.strides,
-        address_of(b),
-        b_row, b.shape[0], 0 if b_rows is None else b_rows.address,
-        b_col, b.shape[1], 0 if b_cols is None else b_cols.address,
-        address_of(c),
-        c_row, c.shape[0], 0 if c_rows is None else c_rows.address,
-        c_col, c.shape[1], 0 if c_cols is None else c_cols.address,
+        multiply_part, c.dtype, epilogue,
+        id(a), id(b), id(c), 0 if bias is None else address_of(bias), cols, scatter,
+        0 if b_rows is None else b_rows.address, 0 if b_cols is None else b_cols.address,
+        0 if c_rows is None else c_rows.address, 0 if c_cols is None else c_cols.address,
         parallel=rows * cols * depth >= _SERIAL_BELOW,
     )  # fmt: skip
 
@@ -93,16 +86,18 @@ def _check_gathered(
 
     The depth are the rows, or the columns if `transposed`.
     """
-    w = check_matrix("w", w)
-    a = check_matrix(name, a)
+    w, a = check_matrix("w", w), check_matrix(name, a)
     check_alike(name, a, "w", w)
-    row_set, col_set = resolve("rows", rows, w.shape[0]), resolve("cols", cols, w.shape[1])
+    (batch, length), (n_in, n_out) = a.shape, w.shape
+    row_set, col_set = resolve("rows", rows, n_in), resolve("cols", cols, n_out)
+    kept_in = count_units(row_set, n_in)
+    kept_out = count_units(col_set, n_out)
     if transposed:
-        depth, across, size = ("cols", col_set, w.shape[1]), row_set, w.shape[0]
+        check_units(name, 1, length, "cols", kept_out)
+        shape = batch, kept_in
     else:
-        depth, across, size = ("rows", row_set, w.shape[0]), col_set, w.shape[1]
-    check_units(name, 1, a.shape[1], *depth)
-    shape = (a.shape[0], size if across is None else len(across))
+        check_units(name, 1, length, "rows", kept_in)
+        shape = batch, kept_out
     if out is None:
         out = empty(shape, w)
     else:
@@ -254,7 +249,7 @@ def gathered_linear(
     x, w, row_set, col_set, out = _check_gathered("x", x, w, rows, cols, out)
     if not is_host(w):
         return cuda().gathered_linear(x, w, b, row_set, col_set, slope=slope, scale=scale, out=out)
-    _multiply(x, w, out, b_rows=row_set, b_cols=col_set, bias=b, slope=slope, scale=scale)
+    _multiply(x, w, out, b_rows=row_set, b_cols=col_set, bias=b, epilogue=Epilogue(slope, scale))
     return out
 
 
@@ -348,11 +343,12 @@ def scatter_matmul(
     check_out(out, None, x.dtype, x=x, g=g)
     alpha = check_real("alpha", alpha, x.dtype)
     row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
-    check_units("x", 1, x.shape[1], "rows", row_set, out.shape[0])
-    check_units("g", 1, g.shape[1], "cols", col_set, out.shape[1])
+    check_units("x", 1, x.shape[1], "rows", count_units(row_set, out.shape[0]))
+    check_units("g", 1, g.shape[1], "cols", count_units(col_set, out.shape[1]))
     if not is_host(x):
         return cuda().scatter_matmul(x, g, row_set, col_set, out=out, alpha=alpha)
-    _multiply(x.T, g, out, c_rows=row_set, c_cols=col_set, scale=alpha, scatter=True)
+    epilogue = Epilogue(1.0, alpha)
+    _multiply(x.T, g, out, c_rows=row_set, c_cols=col_set, epilogue=epilogue, scatter=True)
     return out
 
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from numbadrop.address import DATA, SHAPE, STRIDES
 from numbadrop.kernels.jit import inner
 
 __all__ = [
+    "CACHE_LINE",
+    "array_data",
+    "array_length",
+    "array_stride",
     "as_pointer",
     "call_case",
     "clear_bytes",
@@ -29,9 +34,13 @@ __all__ = [
     "masked_store",
     "pointer",
     "prefetch",
+    "stack_memory",
     "store",
     "words_behind",
 ]
+
+
+CACHE_LINE = 64
 
 
 def pointer(builder: Any, address: Any) -> Any:
@@ -142,6 +151,39 @@ def load_index(typingctx: Any, address: Any, position: Any) -> Any:
         return builder.load(at, typ=word, align=8)
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@inner
+def array_data(array):
+    """Return the address of the elements of the array with this `id`."""
+    return load_index(array + DATA, 0)
+
+
+@inner
+def array_length(array, axis):
+    """Return the length of an axis of the array with this `id`."""
+    return load_index(load_index(array + SHAPE, 0), axis)
+
+
+@inner
+def array_stride(array, axis):
+    """Return the bytes from one element to the next along an axis of the array with this `id`."""
+    return load_index(load_index(array + STRIDES, 0), axis)
+
+
+@intrinsic(prefer_literal=True)
+def stack_memory(typingctx: Any, count: Any) -> Any:
+    """Return the address of so many bytes, on a cache line, that last until the function returns.
+
+    `count` is a constant. What they hold is undefined.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        memory = cgutils.alloca_once(builder, ir.IntType(8), size=count.literal_value)
+        memory.align = CACHE_LINE
+        return builder.ptrtoint(memory, ir.IntType(64))
+
+    return types.int64(count), codegen
 
 
 @intrinsic

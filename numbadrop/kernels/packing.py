@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
 from numbadrop.kernels.jit import inner
-from numbadrop.kernels.memory import first_lanes, load, masked_load, pointer, store
+from numbadrop.kernels.memory import clear_bytes, load, pointer, store
 from numbadrop.kernels.windows import (
     ROWS,
     WORDS,
@@ -29,12 +29,14 @@ from numbadrop.kernels.windows import (
     windows_bytes,
 )
 
-__all__ = ["MOST_UNITS", "Matrix", "pack", "workspace", "workspace_bytes"]
+__all__ = ["MOST_UNITS", "WORKSPACE_BYTES", "Matrix", "pack", "workspace"]
 
 MOST_UNITS = 64
 """Units, or registers, for which windows are found at a time; no panel is wider."""
 assert MACHINE.tile_vectors * WORDS <= MOST_UNITS
 _SQUARE_BYTES = WORDS * MACHINE.vector_bytes
+WORKSPACE_BYTES = windows_bytes.py_func(MOST_UNITS) + _SQUARE_BYTES
+"""What packing needs beside the panel."""
 _I32 = ir.IntType(32)
 
 
@@ -106,31 +108,14 @@ def _copy_register(typingctx: Any, target: Any, source: Any) -> Any:
     return types.void(types.int64, types.int64), codegen
 
 
-@intrinsic
-def _copy_lanes(typingctx: Any, alpha: Any, target: Any, source: Any, count: Any) -> Any:
-    """Write one register, whose first lanes are `count` elements and whose others are zero."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, target, source, count = args
-        vector, align = vector_type(alpha), itemsize(alpha)
-        mask = first_lanes(builder, vector.count, count)
-        register = masked_load(builder, pointer(builder, source), mask, vector, align)
-        builder.store(register, pointer(builder, target), align=align)
-        return context.get_dummy_value()
-
-    i64 = types.int64
-    return types.void(alpha, i64, i64, i64), codegen
-
-
-@inner
-def workspace_bytes():
-    """Return the size of the memory that packing needs beside the panel."""
-    return windows_bytes(MOST_UNITS) + _SQUARE_BYTES
-
-
 @inner
 def workspace(address):
-    """Lay out the workspace at `address`."""
+    """Lay out the workspace in `WORKSPACE_BYTES` at `address`.
+
+    Zeros, because what stands behind the last column is multiplied too (and thrown away): arbitrary
+    bytes can be denormal numbers, which some CPUs multiply a hundred times slower.
+    """
+    clear_bytes(address, WORKSPACE_BYTES)
     return Workspace(windows(address, MOST_UNITS), address + windows_bytes(MOST_UNITS))
 
 
@@ -145,14 +130,6 @@ def _pack_dense(panel, pitch, b, k0, depth, j0, registers):
 
 
 @inner
-def _pack_narrow(alpha, panel, pitch, b, k0, depth, j0, columns):
-    """Pack rows that are no more than a part of a register, as of a net's last layer."""
-    for k in range(depth):
-        source = b.address + offset(b.rows, k0 + k) + offset(b.cols, j0)
-        _copy_lanes(alpha, panel + k * pitch, source, columns)
-
-
-@inner
 def _pack_along_columns(alpha, panel, pitch, b, k0, depth, j0, columns, work):
     """Pack rows, where the columns of B are dense in memory."""
     table = work.table
@@ -162,7 +139,7 @@ def _pack_along_columns(alpha, panel, pitch, b, k0, depth, j0, columns, work):
         note_sources(table, b.address, b.rows, k0 + k, rows)
         for register in range(registers):
             at = panel + k * pitch + register * MACHINE.vector_bytes
-            move(at, pitch, rows, table, register)
+            move(alpha, at, pitch, rows, b.cols, table, register)
 
 
 @inner
@@ -178,7 +155,7 @@ def _pack_along_depth(alpha, panel, pitch, b, k0, depth, j0, columns, work):
             rows = min(wide, columns - j)
             note_sources(table, b.address, b.cols, j0 + j, rows)
             for register in range(registers):
-                move(work.square, MACHINE.vector_bytes, rows, table, register)
+                move(alpha, work.square, MACHINE.vector_bytes, rows, b.rows, table, register)
                 at = panel + (k + register * wide) * pitch + j * size
                 _transpose_square(alpha, at, pitch, work.square, MACHINE.vector_bytes)
 
@@ -207,11 +184,9 @@ def pack(alpha, panel, pitch, b, k0, depth, j0, columns, work):
     wide = lanes(alpha)
     if b.cols.stride == size and b.cols.indices == 0 and columns % wide == 0:
         _pack_dense(panel, pitch, b, k0, depth, j0, columns // wide)
-    elif b.cols.stride == size and b.cols.indices == 0 and b.cols.size < wide:
-        _pack_narrow(alpha, panel, pitch, b, k0, depth, j0, columns)
-    elif b.cols.stride == size and b.cols.size >= wide:
+    elif b.cols.stride == size:
         _pack_along_columns(alpha, panel, pitch, b, k0, depth, j0, columns, work)
-    elif b.rows.stride == size and b.rows.size >= wide:
+    elif b.rows.stride == size:
         _pack_along_depth(alpha, panel, pitch, b, k0, depth, j0, columns, work)
     else:
         _pack_scalar(alpha, panel, pitch, b, k0, depth, j0, columns)

@@ -19,29 +19,31 @@ import numpy as np
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
+    CACHE_LINE,
     clear_bytes,
     copy_bytes,
     first_of,
     keep_alive,
     load_index,
+    stack_memory,
     store,
     words_behind,
 )
-from numbadrop.kernels.packing import Matrix, pack, workspace, workspace_bytes
+from numbadrop.kernels.packing import WORKSPACE_BYTES, Matrix, pack, workspace
 from numbadrop.kernels.product import (
-    CACHE_LINE,
+    TILE_BYTES,
     align,
     finish_tile,
     list_bias,
     list_rows,
-    read_matrix,
     share,
 )
 from numbadrop.kernels.tile import register_tile
 from numbadrop.kernels.windows import Axis
 
 __all__ = [
-    "PATCHES_WORDS", "convolve_part", "correlate_part", "part_of_weights", "read_patches", "shift",
+    "PATCHES_WORDS", "convolve_part", "correlate_part", "part_of_weights", "read_matrix",
+    "read_patches", "shift",
 ]  # fmt: skip
 
 _PACKED_BYTES = 1 << 20
@@ -90,6 +92,17 @@ class _Spread(NamedTuple):
 
     row: int
     pixel: int
+
+
+@inner
+def _read_axis(words, at):
+    return Axis(load_index(words, at), load_index(words, at + 1), load_index(words, at + 2))
+
+
+@inner
+def read_matrix(words, at):
+    """Read a `Matrix` of 7 words of a task."""
+    return Matrix(load_index(words, at), _read_axis(words, at + 1), _read_axis(words, at + 4))
 
 
 @inner
@@ -245,16 +258,13 @@ def convolve_part(task, part, parts):
     panel_bytes = depth * width * size
     groups = min(panels, max(1, (panels * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES))
     most_panels = (panels + groups - 1) // groups
-    # Zeros, as in `multiply`.
-    work_memory = np.zeros(workspace_bytes(), np.uint8)
-    work = workspace(work_memory.ctypes.data)
+    work = workspace(stack_memory(WORKSPACE_BYTES))
     packed_memory = np.empty(most_panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
     packed = align(packed_memory.ctypes.data, CACHE_LINE)
     bias_memory = np.zeros(most_panels * width * size, np.uint8)
     biases = bias_memory.ctypes.data
     edge_row = width * size
-    edge_memory = np.empty(MACHINE.tile_rows * edge_row + CACHE_LINE, np.uint8)
-    edge = align(edge_memory.ctypes.data, CACHE_LINE)
+    edge = stack_memory(TILE_BYTES)
     most_lines = min(_lines_in(_BAND_BYTES, p, size), end - begin)
     band_memory = np.empty(_band_bytes(p, most_lines, p.channels, size) + CACHE_LINE, np.uint8)
     band = align(band_memory.ctypes.data, CACHE_LINE)
@@ -327,10 +337,8 @@ def convolve_part(task, part, parts):
                     if not in_place:
                         shift(outside, targets, high, v0 * wide * size)
                         _copy_tile(outside, c_places, high, filled * size)
-    keep_alive(work_memory)
     keep_alive(packed_memory)
     keep_alive(bias_memory)
-    keep_alive(edge_memory)
     keep_alive(band_memory)
     keep_alive(places_memory)
 
@@ -394,13 +402,11 @@ def correlate_part(task, part, parts):
         p.batch * p.lines,
     )
     panel_bytes = most_lines * p.columns * width * size
-    work_memory = np.zeros(workspace_bytes(), np.uint8)
-    work = workspace(work_memory.ctypes.data)
+    work = workspace(stack_memory(WORKSPACE_BYTES))
     packed_memory = np.empty(panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
     packed = align(packed_memory.ctypes.data, CACHE_LINE)
     edge_row = width * size
-    edge_memory = np.empty(MACHINE.tile_rows * edge_row + CACHE_LINE, np.uint8)
-    edge = align(edge_memory.ctypes.data, CACHE_LINE)
+    edge = stack_memory(TILE_BYTES)
     band_memory = np.empty(_band_bytes(p, most_lines, channels, size) + CACHE_LINE, np.uint8)
     band = align(band_memory.ctypes.data, CACHE_LINE)
     places_memory = np.empty(4 * MACHINE.tile_rows + most_lines, np.int64)
@@ -465,8 +471,6 @@ def correlate_part(task, part, parts):
                 )  # fmt: skip
                 if not in_place:
                     _copy_tile(outside, c_places, high, filled * size)
-    keep_alive(work_memory)
     keep_alive(packed_memory)
-    keep_alive(edge_memory)
     keep_alive(band_memory)
     keep_alive(places_memory)

@@ -21,17 +21,23 @@ from numba import carray
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
+    CACHE_LINE,
+    array_data,
+    array_length,
+    array_stride,
     as_pointer,
+    clear_bytes,
     copy_bytes,
     first_of,
     keep_alive,
     load,
     load_index,
     prefetch,
+    stack_memory,
     store,
     words_behind,
 )
-from numbadrop.kernels.packing import MOST_UNITS, Matrix, pack, workspace, workspace_bytes
+from numbadrop.kernels.packing import MOST_UNITS, WORKSPACE_BYTES, Matrix, pack, workspace
 from numbadrop.kernels.tile import register_tile
 from numbadrop.kernels.windows import (
     Axis,
@@ -43,11 +49,13 @@ from numbadrop.kernels.windows import (
 )
 
 __all__ = [
-    "CACHE_LINE", "Epilogue", "Product", "Strided", "align", "finish_tile", "list_bias",
-    "list_rows", "multiply", "multiply_part", "read_matrix", "share",
+    "TILE_BYTES", "Epilogue", "Product", "Strided", "align", "finish_tile", "list_bias",
+    "list_rows", "multiply", "multiply_part", "share",
 ]  # fmt: skip
 
-CACHE_LINE = 64
+_ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
+TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
+_PLACES_BYTES = 8 * (2 * MACHINE.tile_rows + 1)
 _DEPTH_BLOCK = 512
 """The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
 _GROUP_BYTES = 1 << 20
@@ -142,11 +150,14 @@ def _copy_rows(target, pitch, a, rows, row_bytes):
 @inner
 def _read_tile(alpha, tile, pitch, rows, columns, c, i0, j0):
     """Fetch from C the sums of a tile that has been begun."""
+    size = bytes_of(alpha)
     for i in range(rows):
         row = c.address + offset(c.rows, i0 + i)
+        if c.cols.stride == size:
+            copy_bytes(tile + i * pitch, row + j0 * size, columns * size)
+            continue
         for j in range(columns):
-            value = load(alpha, row + offset(c.cols, j0 + j))
-            store(tile + i * pitch + j * bytes_of(alpha), value)
+            store(tile + i * pitch + j * size, load(alpha, row + (j0 + j) * c.cols.stride))
 
 
 @inner
@@ -164,6 +175,9 @@ def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
     size = bytes_of(alpha)
     for i in range(rows):
         row = c.address + offset(c.rows, i0 + i)
+        if c.cols.stride == size and not scatter:
+            copy_bytes(row + j0 * size, tile + i * pitch, columns * size)
+            continue
         for j in range(columns):
             value = load(alpha, tile + i * pitch + j * size)
             target = row + offset(c.cols, j0 + j)
@@ -193,25 +207,18 @@ def multiply(product, i_first, i_last, j_first, j_last):
     blocks = max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK)
     block = (depth + blocks - 1) // blocks
     width = MACHINE.tile_vectors * wide
-    # Zeros, because what stands behind the last column is multiplied too (and thrown away):
-    # arbitrary bytes can be denormal numbers, which some CPUs multiply a hundred times slower.
-    work_memory = np.zeros(workspace_bytes(), np.uint8)
-    work = workspace(work_memory.ctypes.data)
-    # Rows of a panel begin on cache lines; packing may write `wide` rows more.
-    panel_memory = np.empty((block + wide) * width * size + CACHE_LINE, np.uint8)
-    panel = align(panel_memory.ctypes.data, CACHE_LINE)
+    work = workspace(stack_memory(WORKSPACE_BYTES))
     # A tile of whole registers goes to a dense C directly; all others pass through `edge`.
     direct = not scatter and c.cols.stride == size and c.cols.indices == 0 and c.rows.indices == 0
+    edge = stack_memory(TILE_BYTES)
     edge_row = width * size
-    edge_memory = np.empty(MACHINE.tile_rows * edge_row + CACHE_LINE, np.uint8)
-    edge = align(edge_memory.ctypes.data, CACHE_LINE)
     # Where the rows of a tile begin, in A and in C; and the start of the one run of the depth.
-    places_memory = np.zeros(2 * MACHINE.tile_rows + 1, np.int64)
-    a_places = places_memory.ctypes.data
+    a_places = stack_memory(_PLACES_BYTES)
     c_places = a_places + 8 * MACHINE.tile_rows
     one_run = c_places + 8 * MACHINE.tile_rows
-    bias_memory = np.zeros(width * size, np.uint8)
-    bias = bias_memory.ctypes.data
+    store(one_run, 0)
+    bias = stack_memory(_ROW_BYTES)
+    clear_bytes(bias, _ROW_BYTES)
 
     vectors = (columns + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
@@ -238,9 +245,13 @@ def multiply(product, i_first, i_last, j_first, j_last):
     most_rows = rows // groups + 1 + MACHINE.tile_rows
     a_copy_bytes = most_rows * copy_row if copied else 0
     if packed:
-        a_copy_bytes = (most_rows // MACHINE.tile_rows + 1) * block * strip_row
-    a_copy_memory = np.empty(a_copy_bytes + MACHINE.vector_bytes + CACHE_LINE, np.uint8)
-    a_copy = align(a_copy_memory.ctypes.data, CACHE_LINE)
+        strips = most_rows // MACHINE.tile_rows + 1
+        a_copy_bytes = strips * block * strip_row + MACHINE.vector_bytes
+    # Rows of a panel begin on cache lines; packing may write `wide` rows more.
+    panel_bytes = align((block + wide) * width * size, CACHE_LINE)
+    memory = np.empty(CACHE_LINE + panel_bytes + a_copy_bytes, np.uint8)
+    panel = align(memory.ctypes.data, CACHE_LINE)
+    a_copy = panel + panel_bytes
 
     # Loop 1: rows of A and C, a group at a time.
     for group in range(groups):
@@ -321,12 +332,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         )
                     elif not in_place:
                         _write_tile(alpha, target, target_row, high, filled, c, i0, j0, scatter)
-    keep_alive(a_copy_memory)
-    keep_alive(places_memory)
-    keep_alive(work_memory)
-    keep_alive(panel_memory)
-    keep_alive(edge_memory)
-    keep_alive(bias_memory)
+    keep_alive(memory)
 
 
 @inner
@@ -348,28 +354,31 @@ def _grid(threads, rows, columns, wide):
 
 
 @inner
-def _read_axis(words, at):
-    return Axis(load_index(words, at), load_index(words, at + 1), load_index(words, at + 2))
-
-
-@inner
-def read_matrix(words, at):
-    """Read a `Matrix` of 7 words of a task."""
-    return Matrix(load_index(words, at), _read_axis(words, at + 1), _read_axis(words, at + 4))
+def _gathered(array, rows, cols):
+    """Return a block of the array with this `id`, given the addresses of the kept units."""
+    return Matrix(
+        array_data(array),
+        Axis(array_stride(array, 0), array_length(array, 0), rows),
+        Axis(array_stride(array, 1), array_length(array, 1), cols),
+    )
 
 
 def multiply_part(task, part, parts):
-    """Do one part of a product; a task is an `Epilogue` and the rest of a `Product` in words."""
+    """Do one part of a product; a task is an `Epilogue` and words.
+
+    The words are the `id` of A, B and C; the address of the bias or 0; the columns; whether to
+    scatter; and the addresses of the kept rows and columns of B, and of C, 0 where all are kept.
+    """
     epilogue = first_of(task)
     words = words_behind(task)
-    rows = load_index(words, 1)
-    cols = load_index(words, 2)
+    a, b, c = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    bias, cols, scatter = load_index(words, 3), load_index(words, 4), load_index(words, 5) != 0
+    rows = array_length(a, 0)
     product = Product(
-        epilogue, load_index(words, 0), rows, cols, load_index(words, 3),
-        load_index(words, 4) != 0,
-        Strided(load_index(words, 5), load_index(words, 6), load_index(words, 7)),
-        read_matrix(words, 8),
-        read_matrix(words, 15),
+        epilogue, bias, rows, cols, array_length(a, 1), scatter,
+        Strided(array_data(a), array_stride(a, 0), array_stride(a, 1)),
+        _gathered(b, load_index(words, 6), load_index(words, 7)),
+        _gathered(c, load_index(words, 8), load_index(words, 9)),
     )  # fmt: skip
     wide = lanes(epilogue.scale)
     vectors = (cols + wide - 1) // wide

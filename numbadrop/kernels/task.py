@@ -11,8 +11,9 @@ import numba
 import numpy as np
 from numba import types
 
+from numbadrop.address import address_of_bytes
 from numbadrop.kernels import threads
-from numbadrop.kernels.jit import Kernel, native_kernel
+from numbadrop.kernels.jit import native_kernel
 
 __all__ = ["run_task"]
 
@@ -20,7 +21,7 @@ __all__ = ["run_task"]
 @cache
 def _compiled(
     function: Callable[..., None], first: Any, dtype: np.dtype[Any], words: int
-) -> tuple[struct.Struct, Kernel]:
+) -> tuple[struct.Struct, int]:
     fields = len(first._fields)
     kind = types.NamedUniTuple(numba.from_dtype(dtype), fields, first)
     # Of a user's own class, a user's own code may follow.
@@ -53,4 +54,5 @@ def run_task(
     """
     kind: Any = type(first)
     layout, kernel = _compiled(function, kind, dtype, len(words))
-    threads.run(kernel, layout.pack(*first, *words), parallel)
+    task = layout.pack(*first, *words)
+    threads.run(kernel, address_of_bytes(task), parallel)

@@ -38,7 +38,7 @@ from numbadrop.kernels.atomics import (
     give_way,
     relax,
 )
-from numbadrop.kernels.jit import Kernel, inner, native_function
+from numbadrop.kernels.jit import inner, native_function
 from numbadrop.kernels.memory import load_index, pointer, store
 
 __all__ = ["get_num_threads", "run", "set_num_threads"]
@@ -138,28 +138,28 @@ def _work_through(shared, kernel, task, parts, patience):
             give_way()  # The thread that we wait for may need this core.
 
 
-# A task is bytes, whose address ctypes hands over; to the kernels it is a number like all others.
-_WORK_THROUGH = ctypes.CFUNCTYPE(
-    None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
-)
+def _work_alone(kernel, task):
+    """Do all of a task on this thread."""
+    _call(kernel, task, 0, 1)
 
 
 class _Native(NamedTuple):
     look: Any
     serve: Any
     wake: Any
+    work_alone: Any
     work_through: Any
 
 
 @cache
 def _native() -> _Native:
     i64 = types.int64
-    work_through = native_function(_work_through, types.void(i64, i64, i64, i64, i64))
     return _Native(
         native_function(_look, types.void(i64)),
         native_function(_serve, types.void(i64, i64)),
         native_function(_wake, types.int64(i64)),
-        ctypes.cast(work_through, _WORK_THROUGH),
+        native_function(_work_alone, types.void(i64, i64)),
+        native_function(_work_through, types.void(i64, i64, i64, i64, i64)),
     )
 
 
@@ -199,9 +199,9 @@ class _Crew:
             self.native.serve(self._shared, self._patience)
             self._bell.get()
 
-    def run(self, kernel: Kernel, task: bytes, parts: int) -> None:
+    def run(self, kernel: int, task: int, parts: int) -> None:
         if not self.in_use.acquire(blocking=False):
-            kernel.call(task, 0, 1)
+            self.native.work_alone(kernel, task)
             return
         try:
             # A look costs less than a call. Who falls asleep just now misses this task either way.
@@ -209,7 +209,7 @@ class _Crew:
                 for _ in range(self.native.wake(self._shared)):
                     self._bell.put(None)
             patience = self._patience // 8
-            self.native.work_through(self._shared, kernel.address, task, parts, patience)
+            self.native.work_through(self._shared, kernel, task, parts, patience)
         finally:
             self.in_use.release()
 
@@ -286,11 +286,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def run(kernel: Kernel, task: bytes, parallel: bool) -> None:
-    """Run `kernel` on `task`: on the crew if `parallel` and it is free, else on this thread."""
+def run(kernel: int, task: int, parallel: bool) -> None:
+    """Run the kernel at an address on a task: on the crew if `parallel` and it is free."""
     global _crew
     if not parallel or _threads == 1:
-        kernel.call(task, 0, 1)
+        _native().work_alone(kernel, task)
         return
     crew = _crew
     if crew is None:

@@ -25,6 +25,7 @@ from numbadrop.kernels.arrays import (
     check_dtype,
     check_is_array,
     check_same_memory,
+    count_units,
     resolve,
 )
 from numbadrop.kernels.denormals import flush_denormals, restore_denormals
@@ -257,12 +258,12 @@ class BlockUpdate:
         _check_like("grad", grad, value)
         check_apart("grad", grad, value=value, slots=slots)
         col_set = resolve("cols", cols, value.shape[-1])
-        col_count = value.shape[-1] if col_set is None else len(col_set)
+        col_count = count_units(col_set, value.shape[-1])
         row_set, row_count, row_stride, grad_stride = None, 1, 0, 0
         wanted: tuple[int, ...] = (col_count,)
         if value.ndim == 2:
             row_set = resolve("rows", rows, value.shape[0])
-            row_count = value.shape[0] if row_set is None else len(row_set)
+            row_count = count_units(row_set, value.shape[0])
             wanted = (row_count, col_count)
         elif rows is not None:
             raise ValueError("rows must be None for a one-dimensional value")

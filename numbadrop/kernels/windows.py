@@ -8,7 +8,8 @@ one window each, the price of a scalar copy. To spread, one window of the dense 
 a register. What says where words go is found once and used for many rows.
 
 Windows stay inside their axis: elements that are not wanted may share a window with those that
-are, but nothing outside the array is touched.
+are, but nothing outside the array is touched. An axis that is shorter than a register is one
+window, read under a mask.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vecto
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     call_case,
+    first_lanes,
     load_index,
     masked_load,
     masked_store,
@@ -112,14 +114,20 @@ def _element(builder: ir.IRBuilder, array: Any, index: Any, kind: Any, align: in
     return builder.load(at, typ=kind, align=align)
 
 
+def _reordered(builder: ir.IRBuilder, register: Any, order: Any) -> Any:
+    """Permute the words of a register."""
+    floats = ir.VectorType(ir.FloatType(), WORDS)
+    permute = builder.module.declare_intrinsic(
+        MACHINE.permute, (), ir.FunctionType(floats, [floats, order.type])
+    )
+    return builder.call(permute, [builder.bitcast(register, floats), order])
+
+
 def _permuted(builder: ir.IRBuilder, window: Any, order: Any) -> Any:
     """Load the words of a window in another order."""
     floats = ir.VectorType(ir.FloatType(), WORDS)
     if MACHINE.permute is not None:
-        permute = builder.module.declare_intrinsic(
-            MACHINE.permute, (), ir.FunctionType(floats, [floats, order.type])
-        )
-        return builder.call(permute, [builder.load(window, typ=floats, align=4), order])
+        return _reordered(builder, builder.load(window, typ=floats, align=4), order)
     moved: Any = ir.Constant(floats, ir.Undefined)
     for lane in range(WORDS):
         position = builder.sext(builder.extract_element(order, _I32(lane)), _I64)
@@ -206,6 +214,35 @@ def _move_registers(
     return types.void(i64, types.boolean, i64, i64, i64, i64, i64, i64, i64), codegen
 
 
+@intrinsic
+def _move_narrow(
+    typingctx: Any, alpha: Any, target: Any, pitch: Any, sources: Any, rows: Any, length: Any,
+    positions: Any,
+) -> Any:  # fmt: skip
+    """Write one register a row of elements from the first `length`, less than a register."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, target, pitch, sources, rows, length, positions = args
+        vector, align = vector_type(alpha), itemsize(alpha)
+        order = builder.load(pointer(builder, positions), typ=ir.VectorType(_I32, WORDS), align=4)
+        mask = first_lanes(builder, vector.count, length)
+        with cgutils.for_range(builder, rows) as loop:
+            source = pointer(
+                builder, _element(builder, pointer(builder, sources), loop.index, _I64, 8)
+            )
+            if MACHINE.permute is None:
+                moved = _permuted(builder, source, order)
+            else:
+                window = masked_load(builder, source, mask, vector, align)
+                moved = _reordered(builder, window, order)
+            place = builder.add(target, builder.mul(loop.index, pitch))
+            builder.store(moved, pointer(builder, place), align=4)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(alpha, i64, i64, i64, i64, i64, i64), codegen
+
+
 @inner
 def find_gather(alpha, axis, first, last, table):
     """Find windows that bring the kept units [first, last) of an axis side by side.
@@ -226,7 +263,7 @@ def find_gather(alpha, axis, first, last, table):
         end = min(begin + wide, last)
         at = begin
         while at < end:
-            start = min(unit(axis, at), axis.size - wide)
+            start = max(0, min(unit(axis, at), axis.size - wide))
             word = (at - begin) * per_unit
             store(table.starts + window * 8, start * axis.stride)
             store(table.before + window * 8, word - 1)
@@ -358,8 +395,14 @@ def note_sources(table, address, axis, first, rows):
 
 
 @inner
-def move(target, pitch, rows, table, register):
-    """Move the kept units of one register from `rows` sources to where they are dense."""
+def move(alpha, target, pitch, rows, axis, table, register):
+    """Move the kept units of one register of an axis from `rows` sources to where they are dense.
+
+    Rows are written one after another: where they overlap, the later one stays.
+    """
+    if axis.size < lanes(alpha):
+        _move_narrow(alpha, target, pitch, table.sources, rows, axis.size, table.positions)
+        return
     begin, end = load_index(table.firsts, register), load_index(table.firsts, register + 1)
     for first in range(begin, end, _MOST_WINDOWS):
         _move_registers(

@@ -22,17 +22,24 @@ import numpy as np
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.geometry import Taps
 from numbadrop.kernels.jit import inner
-from numbadrop.kernels.memory import first_of, keep_alive, load_index, store, words_behind
-from numbadrop.kernels.packing import pack, workspace, workspace_bytes
-from numbadrop.kernels.patches import PATCHES_WORDS, part_of_weights, read_patches, shift
-from numbadrop.kernels.product import (
+from numbadrop.kernels.memory import (
     CACHE_LINE,
-    align,
-    finish_tile,
-    list_rows,
-    read_matrix,
-    share,
+    first_of,
+    keep_alive,
+    load_index,
+    stack_memory,
+    store,
+    words_behind,
 )
+from numbadrop.kernels.packing import WORKSPACE_BYTES, pack, workspace
+from numbadrop.kernels.patches import (
+    PATCHES_WORDS,
+    part_of_weights,
+    read_matrix,
+    read_patches,
+    shift,
+)
+from numbadrop.kernels.product import align, finish_tile, list_rows, share
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.squares import (
     first_pixel_square,
@@ -129,8 +136,7 @@ def _apart(size):
 def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step, v_row, zeros):
     """Transform some channels of the squares of pixels [first, first + count)."""
     size = bytes_of(alpha)
-    table_memory = np.empty(32, np.int64)
-    sources = table_memory.ctypes.data
+    sources = stack_memory(32 * 8)
     targets = sources + 16 * 8
     list_rows(targets, v, v_step, 16)
     pixel = p.channels * size
@@ -142,7 +148,6 @@ def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step
             p.height, p.width, line, pixel, p.first_y + 2 * y, p.first_x + 2 * x, zeros,
         )  # fmt: skip
         _transform_image(alpha, sources, 0, targets, t * v_row, channels)
-    keep_alive(table_memory)
 
 
 def transform_part(task, part, parts):
@@ -169,16 +174,13 @@ def transform_part(task, part, parts):
     width = MACHINE.tile_vectors * wide
     vectors = (cols + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
-    # Zeros, as in `multiply`.
-    work_memory = np.zeros(workspace_bytes(), np.uint8)
-    work = workspace(work_memory.ctypes.data)
+    work = workspace(stack_memory(WORKSPACE_BYTES))
     tap_bytes = (_DEEP + wide) * width * size + CACHE_LINE
     # Nine taps; one that belongs to another piece; and an element that is zero.
     taps_memory = np.zeros(11 * tap_bytes + CACHE_LINE, np.uint8)
     taps = align(taps_memory.ctypes.data, CACHE_LINE)
     not_here, nowhere = taps + 9 * tap_bytes, taps + 10 * tap_bytes
-    table_memory = np.empty(25, np.int64)
-    sources = table_memory.ctypes.data
+    sources = stack_memory(25 * 8)
     targets = sources + 9 * 8
     for n in range(panels):
         v0 = share(vectors, panels, n)
@@ -207,9 +209,7 @@ def transform_part(task, part, parts):
                     place = panel + number * matrix + k * row
                     store(targets + q * 8, place if number >= 0 else nowhere)
                 _transform_weights(alpha, sources, 0, targets, 0, deep * thick * wide)
-    keep_alive(work_memory)
     keep_alive(taps_memory)
-    keep_alive(table_memory)
 
 
 def convolve_part(task, part, parts):
@@ -359,7 +359,7 @@ def correlate_part(task, part, parts):
     sums += first_channel * sum_row + v_first * MACHINE.vector_bytes
     block_memory = np.empty(16 * v_step + CACHE_LINE, np.uint8)
     v = align(block_memory.ctypes.data, CACHE_LINE)
-    # Zeros, as in `multiply`: behind the last column nothing is written.
+    # Zeros, as in `workspace`: behind the last column nothing is written.
     gradient_memory = np.zeros(16 * y_step + CACHE_LINE, np.uint8)
     y = align(gradient_memory.ctypes.data, CACHE_LINE)
     zeros_memory = np.zeros(max(channels, columns) * size, np.uint8)
