@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,10 @@ inlined = numba.njit(inline="always", **_CALLEE)
 def _sources_stamp() -> str:
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for folder in ("bench", "kernels", "optim"):
-        for source in sorted((package / folder).rglob("*.py")):
-            digest.update(source.read_bytes())
+    folders = (package / folder for folder in ("bench", "kernels", "optim"))
+    sources = (sorted(folder.rglob("*.py")) for folder in folders)
+    for source in chain([package / "address.py"], *sources):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 

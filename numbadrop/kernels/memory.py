@@ -69,14 +69,14 @@ def call_case(builder: Any, number: Any, cases: dict[int, Any], arguments: list[
     builder.position_at_end(done)
 
 
-def emit_prefetch(builder: Any, where: Any) -> None:
-    """Emit a request for the cache line at a pointer, which will soon be written."""
+def emit_prefetch(builder: Any, where: Any, to_write: bool) -> None:
+    """Emit a request for the cache line at a pointer, which will soon be read or written."""
     i32 = ir.IntType(32)
     function = builder.module.declare_intrinsic(
         "llvm.prefetch.p0", (), ir.FunctionType(ir.VoidType(), [where.type, i32, i32, i32])
     )
-    # To be written (1), in the nearest cache (3), data (1).
-    builder.call(function, [where, i32(1), i32(3), i32(1)])
+    # To be read (0) or written (1), in the nearest cache (3), data (1).
+    builder.call(function, [where, i32(int(to_write)), i32(3), i32(1)])
 
 
 def first_lanes(builder: Any, lanes: int, count: Any) -> Any:
@@ -108,15 +108,18 @@ def masked_store(builder: Any, value: Any, where: Any, mask: Any, align: int) ->
     _masked(builder, "store", value.type, ir.VoidType(), arguments)
 
 
-@intrinsic
-def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an address that will soon be written; any address is allowed."""
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx: Any, address: Any, to_write: Any) -> Any:
+    """Ask for the cache line at an address that will soon be read, or with True, written.
+
+    Any address is allowed.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit_prefetch(builder, pointer(builder, args[0]))
+        emit_prefetch(builder, pointer(builder, args[0]), to_write.literal_value)
         return context.get_dummy_value()
 
-    return types.void(types.int64), codegen
+    return types.void(types.int64, to_write), codegen
 
 
 @intrinsic

@@ -25,6 +25,7 @@ from numbadrop.kernels.memory import (
     first_of,
     keep_alive,
     load_index,
+    prefetch,
     stack_memory,
     store,
     words_behind,
@@ -223,6 +224,14 @@ def _reads_in_place(tiles, cols, last_position, positions, first_column, columns
 
 
 @inner
+def _fetch_ahead(places, first, last, ahead, row_bytes):
+    """Ask for rows of the next tile, which lie `ahead` bytes behind those at the places."""
+    for i in range(first, last):
+        for at in range(0, row_bytes, CACHE_LINE):
+            prefetch(load_index(places, i) + ahead + at, False)
+
+
+@inner
 def _copy_tile(targets, sources, rows, row_bytes):
     """Copy the rows of a tile between two lists of places."""
     for i in range(rows):
@@ -278,9 +287,13 @@ def convolve_part(task, part, parts):
     line_places = run_starts + 8 * p.runs
     line_targets = line_places + 8 * most_lines
 
+    # Of 1 x 1, each tile meets pixels that none has met before.
+    lone_pixels = p.runs * p.run_pixels == 1 and not _is_padded(p)
+
     # Loop 1: columns of B and C, as many panels at a time as the cache holds.
     for group in range(groups):
         first_panel, last_panel = share(panels, groups, group), share(panels, groups, group + 1)
+        group_panels = last_panel - first_panel
         for n in range(first_panel, last_panel):
             v0 = share(vectors, panels, n)
             thick = share(vectors, panels, n + 1) - v0
@@ -322,6 +335,10 @@ def convolve_part(task, part, parts):
                     filled = min(thick * wide, cols - v0 * wide)
                     in_place = filled == thick * wide
                     at = n - first_panel
+                    if lone_pixels:
+                        r0, r1 = share(high, group_panels, at), share(high, group_panels, at + 1)
+                        step = high * p.step_x * spread.pixel
+                        _fetch_ahead(a_places, r0, r1, step, spread.pixel)
                     if in_place:
                         shift(c_places, targets, high, v0 * wide * size)
                     else:

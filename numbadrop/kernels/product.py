@@ -166,7 +166,7 @@ def _prefetch_spread(start, rows, registers, table):
     for i in range(rows):
         row = load_index(table.sources, i) + start
         for register in range(registers):
-            prefetch(row + register * MACHINE.vector_bytes)
+            prefetch(row + register * MACHINE.vector_bytes, True)
 
 
 @inner

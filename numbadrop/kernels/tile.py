@@ -79,7 +79,7 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
     whole = entry.sub(depth, entry.urem(depth, ir.Constant(_I64, _UNROLL)))
     # C comes into the cache while the sums are made, and is not waited for before or after.
     for t in tiles:
-        emit_prefetch(entry, c_at[t])
+        emit_prefetch(entry, c_at[t], to_write=True)
     entry.branch(run.block)
 
     # LLVM would keep one more pointer a row for each step of the unrolled loop, and run out of
