@@ -1,8 +1,9 @@
 """Where arrays lie in memory, found quickly.
 
-`array.ctypes.data` takes longer than all checks of a kernel's door together, and so do shape and
-strides. The C structures behind arrays and bytes have been what they are since NumPy 1.0, and what
-extension modules are compiled against; a trial at the first import makes sure of it.
+`array.ctypes.data` takes longer than all checks of a kernel's door together, and asking three
+arrays for shapes and strides as long as them. The C structure behind an array is what extension
+modules have been compiled against since NumPy 1.0, that of bytes is CPython's; a trial at the first
+import makes sure of both.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def address_of_bytes(data: bytes) -> int:
 
 
 def _try_layout() -> None:
-    array, data = np.empty((5, 7))[1:, ::2], b"numbadrop"
+    array, data = np.empty((5, 7))[1:, :6:2], b"numbadrop"
 
     def words(at: int) -> list[int | None]:
         address = _word(id(array) + at).value

@@ -13,6 +13,7 @@ import pytest
 from kernel_checks import answer
 
 import numbadrop
+from numbadrop.kernels import jit
 
 UPDATE = """
 import numpy as np
@@ -84,6 +85,15 @@ def test_an_edit_of_a_callee_is_never_missed(package, run, tmp_path):
         source.write_text(original, "utf-8")
     assert run(UPDATE) == unchanged
     assert compiled(tmp_path / "cache").keys() == files.keys()  # new code replaced old code
+
+
+@pytest.mark.parametrize("constant", ["DATA", "SHAPE", "STRIDES"])
+def test_code_for_another_structure_of_arrays_is_not_taken(constant, monkeypatch):
+    stamp = jit._sources_stamp.__wrapped__
+    before = stamp()
+    assert stamp() == before
+    monkeypatch.setattr(jit, constant, 0)
+    assert stamp() != before
 
 
 def test_an_edit_of_a_users_own_rule_is_never_missed(run, tmp_path):

@@ -184,7 +184,7 @@ def check_apart(name: str, array: Array, **others: Array) -> None:
     for other_name, other in others.items():
         # Arrays that both own their memory share it only if they are one.
         if owner and other.flags.owndata:
-            shared = array is other
+            shared = array is other and array.size > 0
         elif host:
             shared = np.shares_memory(array, other)
         else:
@@ -206,7 +206,7 @@ def check_out(
     if shape is not None and out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     for name, array in inputs.items():
-        if type(array) is not type(out):
+        if type(array) is not type(out):  # spares the call
             check_same_memory("out", out, name, array)
     if out.dtype is not dtype and out.dtype != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")

@@ -38,7 +38,7 @@ from numbadrop.kernels.arrays import (
 from numbadrop.kernels.device import as_array, cuda, empty, is_host
 from numbadrop.kernels.geometry import Geometry, Taps, check_geometry, out_size
 from numbadrop.kernels.patches import convolve_part, correlate_part
-from numbadrop.kernels.product import Epilogue
+from numbadrop.kernels.product import PLAIN, Epilogue
 from numbadrop.kernels.task import run_task
 from numbadrop.kernels.update import element_rule, update_block
 
@@ -52,9 +52,6 @@ __all__ = [
 _SERIAL_BELOW = 200_000
 _MOST_FRAME_BYTES = 1 << 30
 """Most bytes of a frame of zeros around what the patches of one line of positions cover."""
-
-
-_PLAIN = Epilogue(1.0, 1.0)
 
 
 class _Factor(NamedTuple):
@@ -141,7 +138,7 @@ def _patches(
 def _convolve(
     images: Array, down: Taps, along: Taps, w: Array, transposed: bool,
     depth_units: IndexSet | None, col_units: IndexSet | None, out: Array,
-    epilogue: Epilogue = _PLAIN, bias: Array | None = None,
+    epilogue: Epilogue = PLAIN, bias: Array | None = None,
 ) -> None:  # fmt: skip
     """Compute the elements of `out` that `down` and `along` name, all columns of them."""
     words, _runs, order = _patches(images, down, along, merge=True)

@@ -19,6 +19,8 @@ import numba
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
+from numbadrop.address import DATA, SHAPE, STRIDES
+
 __all__ = [
     "cache_folder",
     "entry",
@@ -49,8 +51,9 @@ def _sources_stamp() -> str:
     digest = hashlib.sha256()
     folders = (package / folder for folder in ("bench", "kernels", "optim"))
     sources = (sorted(folder.rglob("*.py")) for folder in folders)
-    for source in chain([package / "address.py"], *sources):
+    for source in chain(*sources):
         digest.update(source.read_bytes())
+    digest.update(repr((DATA, SHAPE, STRIDES)).encode())
     return digest.hexdigest()
 
 
@@ -70,7 +73,7 @@ def _keep_on_disk(compiled: Any) -> None:
 
 
 def entry(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls with arrays."""
+    """Compile a function that Python calls with arrays or numbers."""
     dispatcher = numba.njit(**_OPTIONS)(function)
     _keep_on_disk(dispatcher)
     return dispatcher

@@ -28,7 +28,7 @@ from numbadrop.kernels.arrays import (
     resolve,
 )
 from numbadrop.kernels.device import as_array, cuda, empty, is_host
-from numbadrop.kernels.product import Epilogue, multiply_part
+from numbadrop.kernels.product import PLAIN, Epilogue, multiply_part
 from numbadrop.kernels.task import run_task
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "scatter_matmul",
 ]
 
-_PLAIN = Epilogue(slope=1.0, scale=1.0)
 _SERIAL_BELOW = 100_000
 """Multiplications that one thread finishes about as fast as a region of several starts."""
 
@@ -54,13 +53,13 @@ def _multiply(
     c_rows: IndexSet | None = None,
     c_cols: IndexSet | None = None,
     bias: Array | None = None,
-    epilogue: Epilogue = _PLAIN,
+    epilogue: Epilogue = PLAIN,
     scatter: bool = False,
 ) -> None:
     """``C = f(A B[b_rows, b_cols])``, or with `scatter` ``C[c_rows, c_cols] += f(A B)``.
 
-    The door checks nothing: operands are what `Product` wants. Transposition is a view's swapped
-    strides.
+    The door checks nothing: operands are what `multiply_part` wants. Transposition is a view's
+    swapped strides.
     """
     rows, depth = a.shape
     cols = count_units(b_cols, b.shape[1])

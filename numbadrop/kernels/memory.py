@@ -1,7 +1,7 @@
-"""Scalar loads and stores at an address, for kernels that see arrays as addresses and strides.
+"""Memory as kernels see it: addresses, strides, and what lies there.
 
-Arrays enter a kernel as integers, so that one compiled kernel serves every memory layout,
-read-only or not: Numba would compile another for each.
+Arrays enter a kernel as integers, their own addresses or those of their elements, so that one
+compiled kernel serves every memory layout, read-only or not: Numba would compile another for each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numbadrop.address import DATA, SHAPE, STRIDES
+from numbadrop.kernels.elements import itemsize, vector_type
 from numbadrop.kernels.jit import inner
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "call_case",
     "clear_bytes",
     "copy_bytes",
+    "copy_elements",
     "emit_prefetch",
     "first_lanes",
     "first_of",
@@ -41,6 +43,7 @@ __all__ = [
 
 
 CACHE_LINE = 64
+"""Bytes that come from memory together, and as which vectors are aligned."""
 
 
 def pointer(builder: Any, address: Any) -> Any:
@@ -114,6 +117,8 @@ def prefetch(typingctx: Any, address: Any, to_write: Any) -> Any:
 
     Any address is allowed.
     """
+    if not isinstance(to_write, types.BooleanLiteral):
+        return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit_prefetch(builder, pointer(builder, args[0]), to_write.literal_value)
@@ -180,6 +185,8 @@ def stack_memory(typingctx: Any, count: Any) -> Any:
 
     `count` is a constant. What they hold is undefined.
     """
+    if not isinstance(count, types.IntegerLiteral):
+        return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory = cgutils.alloca_once(builder, ir.IntType(8), size=count.literal_value)
@@ -202,6 +209,36 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def copy_elements(typingctx: Any, alpha: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy so many elements, which do not overlap, a register at a time.
+
+    Of what has just been written in registers a copy of bytes would read parts of two at once, and
+    wait until both are in the cache.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, target, source, count = args
+        vector, align = vector_type(alpha), itemsize(alpha)
+        target, source = pointer(builder, target), pointer(builder, source)
+        lanes = count.type(vector.count)
+        whole = builder.sdiv(count, lanes)
+
+        def register(base: Any, number: Any) -> Any:
+            return builder.gep(base, [number], source_etype=vector)
+
+        with cgutils.for_range(builder, whole) as loop:
+            value = builder.load(register(source, loop.index), typ=vector, align=align)
+            builder.store(value, register(target, loop.index), align=align)
+        mask = first_lanes(builder, vector.count, builder.srem(count, lanes))
+        value = masked_load(builder, register(source, whole), mask, vector, align)
+        masked_store(builder, value, register(target, whole), mask, align)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(alpha, i64, i64, i64), codegen
 
 
 @intrinsic

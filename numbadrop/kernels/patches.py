@@ -22,6 +22,7 @@ from numbadrop.kernels.memory import (
     CACHE_LINE,
     clear_bytes,
     copy_bytes,
+    copy_elements,
     first_of,
     keep_alive,
     load_index,
@@ -34,10 +35,12 @@ from numbadrop.kernels.packing import WORKSPACE_BYTES, Matrix, pack, workspace
 from numbadrop.kernels.product import (
     TILE_BYTES,
     align,
+    begin_of,
     finish_tile,
     list_bias,
     list_rows,
     share,
+    split,
 )
 from numbadrop.kernels.tile import register_tile
 from numbadrop.kernels.windows import Axis
@@ -232,10 +235,10 @@ def _fetch_ahead(places, first, last, ahead, row_bytes):
 
 
 @inner
-def _copy_tile(targets, sources, rows, row_bytes):
+def _copy_tile(alpha, targets, sources, rows, columns):
     """Copy the rows of a tile between two lists of places."""
     for i in range(rows):
-        copy_bytes(load_index(targets, i), load_index(sources, i), row_bytes)
+        copy_elements(alpha, load_index(targets, i), load_index(sources, i), columns)
 
 
 def convolve_part(task, part, parts):
@@ -264,6 +267,7 @@ def convolve_part(task, part, parts):
     width = MACHINE.tile_vectors * wide
     vectors = (cols + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    panel_split = split(vectors, panels)
     panel_bytes = depth * width * size
     groups = min(panels, max(1, (panels * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES))
     most_panels = (panels + groups - 1) // groups
@@ -293,10 +297,10 @@ def convolve_part(task, part, parts):
     # Loop 1: columns of B and C, as many panels at a time as the cache holds.
     for group in range(groups):
         first_panel, last_panel = share(panels, groups, group), share(panels, groups, group + 1)
-        group_panels = last_panel - first_panel
+        ahead_split = split(MACHINE.tile_rows, last_panel - first_panel)
         for n in range(first_panel, last_panel):
-            v0 = share(vectors, panels, n)
-            thick = share(vectors, panels, n + 1) - v0
+            v0 = begin_of(panel_split, n)
+            thick = begin_of(panel_split, n + 1) - v0
             filled = min(thick * wide, cols - v0 * wide)
             at = n - first_panel
             pack(
@@ -316,11 +320,11 @@ def convolve_part(task, part, parts):
                 store(run_starts + run * 8, _run_start(p, run, spread))
             pixels = lines * p.columns
             tiles = (pixels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+            tile_split = split(pixels, tiles)
+            y, x = 0, 0
             # Loop 3: rows of P and C, a register tile at a time.
             for t in range(tiles):
-                first = share(pixels, tiles, t)
-                high = share(pixels, tiles, t + 1) - first
-                y, x = first // p.columns, first % p.columns
+                high = begin_of(tile_split, t + 1) - begin_of(tile_split, t)
                 for i in range(high):
                     place = load_index(line_places, y) + x * p.step_x * spread.pixel
                     store(a_places + i * 8, place)
@@ -330,13 +334,14 @@ def convolve_part(task, part, parts):
                         y, x = y + 1, 0
                 # Loop 4: columns of B and C, a panel at a time.
                 for n in range(first_panel, last_panel):
-                    v0 = share(vectors, panels, n)
-                    thick = share(vectors, panels, n + 1) - v0
+                    v0 = begin_of(panel_split, n)
+                    thick = begin_of(panel_split, n + 1) - v0
                     filled = min(thick * wide, cols - v0 * wide)
                     in_place = filled == thick * wide
                     at = n - first_panel
                     if lone_pixels:
-                        r0, r1 = share(high, group_panels, at), share(high, group_panels, at + 1)
+                        r0 = begin_of(ahead_split, at)
+                        r1 = min(begin_of(ahead_split, at + 1), high)
                         step = high * p.step_x * spread.pixel
                         _fetch_ahead(a_places, r0, r1, step, spread.pixel)
                     if in_place:
@@ -353,7 +358,7 @@ def convolve_part(task, part, parts):
                         finish_tile(epilogue, c_places, high, thick * wide, biases_here)
                     if not in_place:
                         shift(outside, targets, high, v0 * wide * size)
-                        _copy_tile(outside, c_places, high, filled * size)
+                        _copy_tile(alpha, outside, c_places, high, filled)
     keep_alive(packed_memory)
     keep_alive(bias_memory)
     keep_alive(band_memory)
@@ -412,6 +417,7 @@ def correlate_part(task, part, parts):
     j_last = min(j_first + vectors * wide, cols)
     width = MACHINE.tile_vectors * wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    panel_split = split(vectors, panels)
     # The bands decide in which order sums are made: they must not depend on the threads.
     most_lines = min(
         _lines_in(_LONG_BAND_BYTES, p, size),
@@ -434,6 +440,7 @@ def correlate_part(task, part, parts):
     line_places = outside + 8 * MACHINE.tile_rows
     gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
     tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+    tile_split = split(rows, tiles)
 
     # Loop 1: the positions, which are the depth, a band at a time.
     for line in range(0, p.batch * p.lines, most_lines):
@@ -443,8 +450,8 @@ def correlate_part(task, part, parts):
             p, band, line_places, line, line + lines, first_channel, channels, size
         )  # fmt: skip
         for n in range(panels):
-            v0 = share(vectors, panels, n)
-            thick = share(vectors, panels, n + 1) - v0
+            v0 = begin_of(panel_split, n)
+            thick = begin_of(panel_split, n + 1) - v0
             j0 = j_first + v0 * wide
             filled = min(thick * wide, j_last - j0)
             if not _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
@@ -453,10 +460,9 @@ def correlate_part(task, part, parts):
                     line * p.columns, lines * p.columns, j0, filled, work,
                 )  # fmt: skip
         # Loop 2: rows of P' and C, which are channels of taps, a register tile at a time.
+        tap, channel = 0, 0
         for t in range(tiles):
-            first = share(rows, tiles, t)
-            high = share(rows, tiles, t + 1) - first
-            tap, channel = first // channels, first % channels
+            high = begin_of(tile_split, t + 1) - begin_of(tile_split, t)
             for i in range(high):
                 store(a_places + i * 8, _run_start(p, tap, spread) + channel * size)
                 row = tap * p.channels + first_channel + channel
@@ -466,8 +472,8 @@ def correlate_part(task, part, parts):
                     tap, channel = tap + 1, 0
             # Loop 3: columns of G and C, a panel at a time.
             for n in range(panels):
-                v0 = share(vectors, panels, n)
-                thick = share(vectors, panels, n + 1) - v0
+                v0 = begin_of(panel_split, n)
+                thick = begin_of(panel_split, n + 1) - v0
                 filled = min(thick * wide, j_last - j_first - v0 * wide)
                 in_place = filled == thick * wide
                 if in_place:
@@ -476,7 +482,7 @@ def correlate_part(task, part, parts):
                     list_rows(c_places, edge, edge_row, high)
                     shift(outside, targets, high, v0 * wide * size)
                     if line > 0:
-                        _copy_tile(c_places, outside, high, filled * size)
+                        _copy_tile(alpha, c_places, outside, high, filled)
                 b, b_row = packed + n * panel_bytes, thick * wide * size
                 j0 = j_first + v0 * wide
                 if _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
@@ -487,7 +493,7 @@ def correlate_part(task, part, parts):
                     a_places, p.step_x * spread.pixel, b, b_row, c_places, line > 0,
                 )  # fmt: skip
                 if not in_place:
-                    _copy_tile(outside, c_places, high, filled * size)
+                    _copy_tile(alpha, outside, c_places, high, filled)
     keep_alive(packed_memory)
     keep_alive(band_memory)
     keep_alive(places_memory)

@@ -28,6 +28,7 @@ from numbadrop.kernels.memory import (
     as_pointer,
     clear_bytes,
     copy_bytes,
+    copy_elements,
     first_of,
     keep_alive,
     load,
@@ -49,17 +50,19 @@ from numbadrop.kernels.windows import (
 )
 
 __all__ = [
-    "TILE_BYTES", "Epilogue", "Product", "Strided", "align", "finish_tile", "list_bias",
-    "list_rows", "multiply", "multiply_part", "share",
+    "PLAIN", "TILE_BYTES", "Epilogue", "Product", "Strided", "align", "begin_of", "finish_tile",
+    "list_bias",
+    "list_rows", "multiply", "multiply_part", "share", "split",
 ]  # fmt: skip
 
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
 TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
+"""Of the largest register tile."""
 _PLACES_BYTES = 8 * (2 * MACHINE.tile_rows + 1)
 _DEPTH_BLOCK = 512
 """The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
-_GROUP_BYTES = 1 << 20
-"""Most bytes of A that all panels pass before others come: they must stay in L2."""
+_GROUP_BYTES = 1 << 21
+"""Most bytes of A that all panels pass before others come and B is packed again."""
 _COPY_FROM_BYTES = 1 << 18
 _COPY_FROM_PANELS = 8
 """From these on it pays to bring the rows of A together in memory."""
@@ -83,6 +86,9 @@ class Epilogue(NamedTuple):
     """Its type is the element type of the operands."""
 
 
+PLAIN = Epilogue(slope=1.0, scale=1.0)
+
+
 class Product(NamedTuple):
     """A product to compute: ``C = f(A B)`` or, with `scatter`, ``C += f(A B)``."""
 
@@ -104,10 +110,33 @@ def align(address, step):
     return (address + step - 1) // step * step
 
 
+class Split(NamedTuple):
+    """How things are shared out into parts, as equal as can be.
+
+    A division takes as long as thirty multiply-adds: of a tile's loop it stands outside.
+    """
+
+    least: int
+    longer: int
+    """So many parts, the first ones, have one more."""
+
+
+@inner
+def split(total, parts):
+    """Return how `total` things are shared out."""
+    return Split(total // parts, total % parts)
+
+
+@inner
+def begin_of(of, number):
+    """Return where part `number` begins."""
+    return number * of.least + min(number, of.longer)
+
+
 @inner
 def share(total, parts, number):
-    """Return where part `number` of `total` things begins, the parts as equal as can be."""
-    return total * number // parts
+    """Return where part `number` of `total` things begins."""
+    return begin_of(split(total, parts), number)
 
 
 @inner
@@ -154,10 +183,10 @@ def _read_tile(alpha, tile, pitch, rows, columns, c, i0, j0):
     for i in range(rows):
         row = c.address + offset(c.rows, i0 + i)
         if c.cols.stride == size:
-            copy_bytes(tile + i * pitch, row + j0 * size, columns * size)
+            copy_elements(alpha, tile + i * pitch, row + j0 * size, columns)
             continue
         for j in range(columns):
-            store(tile + i * pitch + j * size, load(alpha, row + (j0 + j) * c.cols.stride))
+            store(tile + i * pitch + j * size, load(alpha, row + offset(c.cols, j0 + j)))
 
 
 @inner
@@ -176,7 +205,7 @@ def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
     for i in range(rows):
         row = c.address + offset(c.rows, i0 + i)
         if c.cols.stride == size and not scatter:
-            copy_bytes(row + j0 * size, tile + i * pitch, columns * size)
+            copy_elements(alpha, row + j0 * size, tile + i * pitch, columns)
             continue
         for j in range(columns):
             value = load(alpha, tile + i * pitch + j * size)
@@ -222,6 +251,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
 
     vectors = (columns + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    panel_split = split(vectors, panels)
     groups = max(1, (rows * block * size + _GROUP_BYTES - 1) // _GROUP_BYTES)
     # Where the depth of A lies across memory, every element of a tile's column would come from a
     # cache line of its own, again for each panel: strips as high as a tile are packed instead.
@@ -258,6 +288,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
         i_group = i_first + share(rows, groups, group)
         group_rows = i_first + share(rows, groups, group + 1) - i_group
         tiles = (group_rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+        tile_split = split(group_rows, tiles)
         # Loop 2: depth of A and B, a block at a time.
         for n in range(blocks):
             k0 = share(depth, blocks, n)
@@ -273,14 +304,14 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 tile_step = block * strip_row
                 across = Matrix(a.address, Axis(a.depth, depth, 0), Axis(size, product.rows, 0))
                 for t in range(tiles):
-                    r0, r1 = share(group_rows, tiles, t), share(group_rows, tiles, t + 1)
+                    r0, r1 = begin_of(tile_split, t), begin_of(tile_split, t + 1)
                     strip = a_copy + t * tile_step
                     pack(alpha, strip, strip_row, across, k0, deep, i_group + r0, r1 - r0, work)
                 a_block = Strided(a_copy, size, strip_row)
             # Loop 3: columns of B and C, a panel at a time.
             for p in range(panels):
-                v0 = share(vectors, panels, p)
-                thick = share(vectors, panels, p + 1) - v0
+                v0 = begin_of(panel_split, p)
+                thick = begin_of(panel_split, p + 1) - v0
                 panel_row = thick * wide * size
                 j0 = j_first + v0 * wide
                 filled = min(thick * wide, j_last - j0)
@@ -305,8 +336,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         )
                 # Loop 4: rows of A and C, a register tile at a time.
                 for t in range(tiles):
-                    r0 = share(group_rows, tiles, t)
-                    high = share(group_rows, tiles, t + 1) - r0
+                    r0 = begin_of(tile_split, t)
+                    high = begin_of(tile_split, t + 1) - r0
                     i0 = i_group + r0
                     a_tile = a_block.address + (t * tile_step if packed else r0 * a_block.row)
                     target, target_row = edge, edge_row

@@ -43,7 +43,8 @@ def run_task(
         In which the numbers of `first` are handed over, whose type is that of all arithmetic.
     first : NamedTuple of float
     *words : int
-        Sizes, strides and addresses. What is at the addresses must live until the return.
+        Sizes, strides and addresses. Until the return, what is at the addresses must live, and an
+        array that is given by its `id` keep its shape and strides.
     parallel : bool
         Whether the crew of threads takes part.
 

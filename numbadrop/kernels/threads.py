@@ -152,13 +152,18 @@ class _Native(NamedTuple):
 
 
 @cache
+def _alone() -> Any:
+    return native_function(_work_alone, types.void(types.int64, types.int64))
+
+
+@cache
 def _native() -> _Native:
     i64 = types.int64
     return _Native(
         native_function(_look, types.void(i64)),
         native_function(_serve, types.void(i64, i64)),
         native_function(_wake, types.int64(i64)),
-        native_function(_work_alone, types.void(i64, i64)),
+        _alone(),
         native_function(_work_through, types.void(i64, i64, i64, i64, i64)),
     )
 
@@ -287,10 +292,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def run(kernel: int, task: int, parallel: bool) -> None:
-    """Run the kernel at an address on a task: on the crew if `parallel` and it is free."""
+    """Run a kernel on a task: on the crew if `parallel` and it is free, else on this thread.
+
+    Both are addresses, of what lives until the return.
+    """
     global _crew
     if not parallel or _threads == 1:
-        _native().work_alone(kernel, task)
+        _alone()(kernel, task)
         return
     crew = _crew
     if crew is None:

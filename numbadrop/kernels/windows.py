@@ -9,7 +9,7 @@ a register. What says where words go is found once and used for many rows.
 
 Windows stay inside their axis: elements that are not wanted may share a window with those that
 are, but nothing outside the array is touched. An axis that is shorter than a register is one
-window, read under a mask.
+window, read under a mask or word by word.
 """
 
 from __future__ import annotations
@@ -398,10 +398,12 @@ def note_sources(table, address, axis, first, rows):
 def move(alpha, target, pitch, rows, axis, table, register):
     """Move the kept units of one register of an axis from `rows` sources to where they are dense.
 
-    Rows are written one after another: where they overlap, the later one stays.
+    Rows are written one after another: where they overlap, of up to four windows, the later one
+    stays.
     """
     if axis.size < lanes(alpha):
-        _move_narrow(alpha, target, pitch, table.sources, rows, axis.size, table.positions)
+        order = table.positions + register * MACHINE.vector_bytes
+        _move_narrow(alpha, target, pitch, table.sources, rows, axis.size, order)
         return
     begin, end = load_index(table.firsts, register), load_index(table.firsts, register + 1)
     for first in range(begin, end, _MOST_WINDOWS):

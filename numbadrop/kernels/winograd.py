@@ -39,7 +39,7 @@ from numbadrop.kernels.patches import (
     read_patches,
     shift,
 )
-from numbadrop.kernels.product import align, finish_tile, list_rows, share
+from numbadrop.kernels.product import align, begin_of, finish_tile, list_rows, share, split
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.squares import (
     first_pixel_square,
@@ -174,6 +174,7 @@ def transform_part(task, part, parts):
     width = MACHINE.tile_vectors * wide
     vectors = (cols + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    panel_split = split(vectors, panels)
     work = workspace(stack_memory(WORKSPACE_BYTES))
     tap_bytes = (_DEEP + wide) * width * size + CACHE_LINE
     # Nine taps; one that belongs to another piece; and an element that is zero.
@@ -183,8 +184,8 @@ def transform_part(task, part, parts):
     sources = stack_memory(25 * 8)
     targets = sources + 9 * 8
     for n in range(panels):
-        v0 = share(vectors, panels, n)
-        thick = share(vectors, panels, n + 1) - v0
+        v0 = begin_of(panel_split, n)
+        thick = begin_of(panel_split, n + 1) - v0
         filled = min(thick * wide, cols - v0 * wide)
         row = thick * wide * size
         matrix = channels * row
@@ -241,6 +242,7 @@ def convolve_part(task, part, parts):
     width = MACHINE.tile_vectors * wide
     vectors = (cols + wide - 1) // wide
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    panel_split = split(vectors, panels)
     v_row = align(p.channels * size, CACHE_LINE) + CACHE_LINE
     most = max(_BLOCK_BYTES // (16 * v_row), _LEAST_SQUARES)
     most = min(max(most, _LEAST_LINES * (pieces.down - 1) * results.along), end - begin)
@@ -281,10 +283,11 @@ def convolve_part(task, part, parts):
                 2 * y, 2 * x, 0,
             )  # fmt: skip
         tiles = (count + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+        tile_split = split(count, tiles)
         # Loop 2: columns, a panel at a time.
         for n in range(panels):
-            v0 = share(vectors, panels, n)
-            thick = share(vectors, panels, n + 1) - v0
+            v0 = begin_of(panel_split, n)
+            thick = begin_of(panel_split, n + 1) - v0
             filled = min(thick * wide, cols - v0 * wide)
             row = thick * wide * size
             matrix = p.channels * row
@@ -296,8 +299,8 @@ def convolve_part(task, part, parts):
                     at = run_starts + 8 * i * some.along
                     list_rows(at, i * pixels.along * v_row, v_row, some.along)
                 for t in range(tiles):
-                    r0 = share(count, tiles, t)
-                    high = share(count, tiles, t + 1) - r0
+                    r0 = begin_of(tile_split, t)
+                    high = begin_of(tile_split, t + 1) - r0
                     shift(a_places, rows + 8 * r0, high, q * v_step)
                     list_rows(c_places, m + q * m_step + r0 * m_row, m_row, high)
                     register_tile(
@@ -344,6 +347,7 @@ def correlate_part(task, part, parts):
     results = result_squares(p)
     squares = p.batch * results.down * results.along
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    panel_split = split(vectors, panels)
     # The blocks decide in which order sums are made: they must not depend on the threads.
     square_bytes = 16 * (p.channels * size + all_vectors * MACHINE.vector_bytes)
     most = min(max(_LONG_BLOCK_BYTES // square_bytes, _LEAST_SQUARES), squares)
@@ -374,6 +378,7 @@ def correlate_part(task, part, parts):
     run_starts = targets + 8 * 9
     list_rows(gradients, y, y_step, 16)
     tiles = (channels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+    tile_split = split(channels, tiles)
     g_line = p.columns * cols * size
 
     # Loop 1: squares of results, which are the depth, a block at a time.
@@ -404,12 +409,12 @@ def correlate_part(task, part, parts):
                 beyond = piece // some.along * pixels.along + piece % some.along
                 v_here = v + q * v_step + beyond * v_row
                 for n in range(panels):
-                    v0 = share(vectors, panels, n)
-                    thick = share(vectors, panels, n + 1) - v0
+                    v0 = begin_of(panel_split, n)
+                    thick = begin_of(panel_split, n + 1) - v0
                     at = v0 * MACHINE.vector_bytes
                     for t in range(tiles):
-                        r0 = share(channels, tiles, t)
-                        high = share(channels, tiles, t + 1) - r0
+                        r0 = begin_of(tile_split, t)
+                        high = begin_of(tile_split, t + 1) - r0
                         list_rows(a_places, v_here + r0 * size, size, high)
                         list_rows(c_places, sums_here + r0 * sum_row + at, sum_row, high)
                         register_tile(
