@@ -173,7 +173,8 @@ def test_every_height_and_width_of_a_remainder(dtype):
     ("shape", "share"),
     [
         ((300, 1000, 1000), 0.9),  # rows of A brought together
-        ((1100, 530, 400), 0.95),  # several groups of rows
+        ((1500, 530, 400), 0.95),  # several groups of rows
+        ((512, 2400, 300), 0.95),  # of a gradient's too, whose strips are packed
         ((40, 9000, 3000), 0.02),  # units far apart, scattered one by one
     ],
 )

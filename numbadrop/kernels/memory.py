@@ -43,7 +43,7 @@ __all__ = [
 
 
 CACHE_LINE = 64
-"""Bytes that come from memory together, and as which vectors are aligned."""
+"""Bytes that come from memory together."""
 
 
 def pointer(builder: Any, address: Any) -> Any:
@@ -215,8 +215,8 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
 def copy_elements(typingctx: Any, alpha: Any, target: Any, source: Any, count: Any) -> Any:
     """Copy so many elements, which do not overlap, a register at a time.
 
-    Of what has just been written in registers a copy of bytes would read parts of two at once, and
-    wait until both are in the cache.
+    For what has just been written in registers: a `memcpy` would load across two of them, which the
+    CPU cannot forward, and wait for both to reach the cache.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -228,7 +228,10 @@ def _reads_in_place(tiles, cols, last_position, positions, first_column, columns
 
 @inner
 def _fetch_ahead(places, first, last, ahead, row_bytes):
-    """Ask for rows of the next tile, which lie `ahead` bytes behind those at the places."""
+    """Ask for rows of the next tile, which lie `ahead` bytes behind those at the places.
+
+    At the end of a line, where positions are apart, that is in vain.
+    """
     for i in range(first, last):
         for at in range(0, row_bytes, CACHE_LINE):
             prefetch(load_index(places, i) + ahead + at, False)
@@ -291,7 +294,7 @@ def convolve_part(task, part, parts):
     line_places = run_starts + 8 * p.runs
     line_targets = line_places + 8 * most_lines
 
-    # Of 1 x 1, each tile meets pixels that none has met before.
+    # Of 1 x 1, each tile of a group's meets pixels that none has met before.
     lone_pixels = p.runs * p.run_pixels == 1 and not _is_padded(p)
 
     # Loop 1: columns of B and C, as many panels at a time as the cache holds.
