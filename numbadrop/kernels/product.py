@@ -222,6 +222,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
 
     `j_first` is a multiple of the lanes.
     """
+    # Counted in bytes: `size`, strides, and all that ends in _row, _step or _bytes. In registers:
+    # `vectors`, `v0`, `thick`. In elements: the rest.
     epilogue, depth, scatter, a, b, c = (
         product.epilogue, product.depth, product.scatter, product.a, product.b, product.c
     )  # fmt: skip
