@@ -32,7 +32,7 @@ from kernel_checks import (
 
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import convolution, patches, reference
+from numbadrop.kernels import convolution, direct, reference
 from numbadrop.kernels.elements import MACHINE
 
 every_convolution = pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -45,7 +45,7 @@ scales = st.sampled_from([1.0, 0.75, 3.0])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def direct():
+def without_winograd():
     """Let Winograd's convolution, which has its own tests, never be used."""
     with winograd_from(sys.maxsize):
         yield
@@ -225,21 +225,21 @@ LARGE = {
 class TestLarge:
     def test_what_is_reached(self):
         of = LARGE["groups"]
-        assert np.prod(of.kernel) * of.channels[0] * of.channels[1] * 4 > patches._PACKED_BYTES
+        assert np.prod(of.kernel) * of.channels[0] * of.channels[1] * 4 > direct._PACKED_BYTES
         columns = -(-of.channels[1] // (MACHINE.vector_bytes // 4))
         assert columns > 2 * MACHINE.tile_vectors
         for name in ("bands, padded", "bands, in place", "bands, strided"):
             of = LARGE[name]
-            for band_bytes in (patches._BAND_BYTES, patches._LONG_BAND_BYTES):
+            for band_bytes in (direct._BAND_BYTES, direct._LONG_BAND_BYTES):
                 lines = lines_of_a_band(of, band_bytes)
                 assert 2 * lines < of.batch * of.out_size[0]
                 assert of.out_size[0] % lines
         of = LARGE["images"]
-        assert lines_of_a_band(of, patches._BAND_BYTES) > 3 * of.out_size[0]
-        assert 2 * lines_of_a_band(of, patches._BAND_BYTES) < of.batch * of.out_size[0]
+        assert lines_of_a_band(of, direct._BAND_BYTES) > 3 * of.out_size[0]
+        assert 2 * lines_of_a_band(of, direct._BAND_BYTES) < of.batch * of.out_size[0]
         of = LARGE["wide"]
-        assert lines_of_a_band(of, patches._LONG_BAND_BYTES) > of.batch * of.out_size[0]
-        assert of.batch * np.prod(of.out_size) * of.channels[1] * 4 > 2 * patches._PACKED_BYTES
+        assert lines_of_a_band(of, direct._LONG_BAND_BYTES) > of.batch * of.out_size[0]
+        assert of.batch * np.prod(of.out_size) * of.channels[1] * 4 > 2 * direct._PACKED_BYTES
 
     @every_convolution
     @pytest.mark.parametrize("large", LARGE)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +48,9 @@ inlined = numba.njit(inline="always", **_CALLEE)
 def _sources_stamp() -> str:
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    folders = (package / folder for folder in ("bench", "kernels", "optim"))
-    sources = (sorted(folder.rglob("*.py")) for folder in folders)
-    for source in chain(*sources):
-        digest.update(source.read_bytes())
+    for folder in ("bench", "kernels", "optim"):
+        for source in sorted((package / folder).rglob("*.py")):
+            digest.update(source.read_bytes())
     digest.update(repr((DATA, SHAPE, STRIDES)).encode())
     return digest.hexdigest()
 

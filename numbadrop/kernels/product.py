@@ -51,8 +51,7 @@ from numbadrop.kernels.windows import (
 
 __all__ = [
     "PLAIN", "TILE_BYTES", "Epilogue", "Product", "Strided", "align", "begin_of", "finish_tile",
-    "list_bias",
-    "list_rows", "multiply", "multiply_part", "share", "split",
+    "list_bias", "list_rows", "multiply", "multiply_part", "share", "split",
 ]  # fmt: skip
 
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
@@ -63,7 +62,7 @@ _DEPTH_BLOCK = 512
 """The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
 _GROUP_BYTES = 1 << 21
 """Most bytes of A that all panels pass before others come and B is packed again: half of it and
-twice as much are slower, although it is twice the L2 of the CPU where that was measured (Zen 4)."""
+four times as much are slower, although it is twice the L2 of the CPU that this was measured on."""
 _COPY_FROM_BYTES = 1 << 18
 _COPY_FROM_PANELS = 8
 """From these on it pays to bring the rows of A together in memory."""
@@ -114,7 +113,7 @@ def align(address, step):
 class Split(NamedTuple):
     """How things are shared out into parts, as equal as can be.
 
-    A division takes as long as thirty multiply-adds: of a tile's loop it stands outside.
+    A division takes tens of cycles: it stands outside of a tile's loop.
     """
 
     least: int

@@ -325,7 +325,7 @@ def convolve_part(task, part, parts):
 def correlate_part(task, part, parts):
     """Compute ``C = G' [(B' x B) * (A g A')] G`` for some channels and columns.
 
-    The task is that of `patches.correlate_part`, and the address of memory for the sums.
+    The task is that of `direct.correlate_part`, and the address of memory for the sums.
     """
     (alpha,) = first_of(task)
     words = words_behind(task)

@@ -1,0 +1,321 @@
+"""The direct convolution: a matrix product with the patches of images.
+
+With the patches as the rows of a matrix P, a convolution is ``f(P B)`` and the gradient of its
+weights is ``P' G``. The register tile reads P where `patches` says that it lies, in both products.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.jit import inner
+from numbadrop.kernels.memory import (
+    CACHE_LINE,
+    copy_elements,
+    first_of,
+    keep_alive,
+    load_index,
+    prefetch,
+    stack_memory,
+    store,
+    words_behind,
+)
+from numbadrop.kernels.packing import WORKSPACE_BYTES, Matrix, pack, workspace
+from numbadrop.kernels.patches import (
+    PATCHES_WORDS,
+    bring,
+    is_padded,
+    lines_in,
+    most_band_bytes,
+    part_of_weights,
+    read_matrix,
+    read_patches,
+    run_start,
+    shift,
+)
+from numbadrop.kernels.product import (
+    TILE_BYTES,
+    align,
+    begin_of,
+    finish_tile,
+    list_bias,
+    list_rows,
+    share,
+    split,
+)
+from numbadrop.kernels.tile import register_tile
+from numbadrop.kernels.windows import Axis
+
+__all__ = ["convolve_part", "correlate_part"]
+
+_PACKED_BYTES = 1 << 20
+"""Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
+_BAND_BYTES = 1 << 18
+_LONG_BAND_BYTES = 1 << 19
+"""Size of a band, and where each band is one more pass over C."""
+
+_FEW_TILES = 6
+"""Up to so many tiles of rows read G where it lies: packing pays for more."""
+
+
+@inner
+def _reads_in_place(tiles, cols, last_position, positions, first_column, columns):
+    """Whether tiles read some columns of G where they lie, up to a position.
+
+    In the last register that may be elements of the next position, for results that are thrown
+    away, but nothing behind the last one.
+    """
+    end = last_position * cols + first_column + columns
+    return tiles <= _FEW_TILES and end <= positions * cols
+
+
+@inner
+def _fetch_ahead(places, first, last, ahead, row_bytes):
+    """Ask for rows of the next tile, which lie `ahead` bytes behind those at the places.
+
+    At the end of a line, where positions are apart, that is in vain.
+    """
+    for i in range(first, last):
+        for at in range(0, row_bytes, CACHE_LINE):
+            prefetch(load_index(places, i) + ahead + at, False)
+
+
+@inner
+def _copy_tile(alpha, targets, sources, rows, columns):
+    """Copy the rows of a tile between two lists of places."""
+    for i in range(rows):
+        copy_elements(alpha, load_index(targets, i), load_index(sources, i), columns)
+
+
+def convolve_part(task, part, parts):
+    """Compute ``C = f(P B)`` for some of the lines; a task is an `Epilogue` and words.
+
+    The words are `Patches`; the address of the bias or 0; the columns of B, and B as a `Matrix`;
+    and of C the address, and the bytes from one image, one line and one position to the next.
+    """
+    epilogue = first_of(task)
+    alpha = epilogue.scale
+    words = words_behind(task)
+    p = read_patches(words)
+    words += 8 * PATCHES_WORDS
+    bias, cols = load_index(words, 0), load_index(words, 1)
+    b = read_matrix(words, 2)
+    c, c_image, c_line, c_pixel = (
+        load_index(words, 9), load_index(words, 10), load_index(words, 11), load_index(words, 12)
+    )  # fmt: skip
+    begin, end = share(p.batch * p.lines, parts, part), share(p.batch * p.lines, parts, part + 1)
+    if begin == end or cols == 0 or p.columns == 0:
+        return
+    finish = bias != 0 or epilogue.slope != 1 or epilogue.scale != 1
+    size = bytes_of(alpha)
+    wide = lanes(alpha)
+    depth = p.runs * p.run_pixels * p.channels
+    width = MACHINE.tile_vectors * wide
+    vectors = (cols + wide - 1) // wide
+    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    panel_split = split(vectors, panels)
+    panel_bytes = depth * width * size
+    groups = min(panels, max(1, (panels * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES))
+    most_panels = (panels + groups - 1) // groups
+    work = workspace(stack_memory(WORKSPACE_BYTES))
+    packed_memory = np.empty(most_panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
+    packed = align(packed_memory.ctypes.data, CACHE_LINE)
+    bias_memory = np.zeros(most_panels * width * size, np.uint8)
+    biases = bias_memory.ctypes.data
+    edge_row = width * size
+    edge = stack_memory(TILE_BYTES)
+    most_lines = min(lines_in(_BAND_BYTES, p, size), end - begin)
+    band_memory = np.empty(most_band_bytes(p, most_lines, p.channels, size) + CACHE_LINE, np.uint8)
+    band = align(band_memory.ctypes.data, CACHE_LINE)
+    places_memory = np.empty(4 * MACHINE.tile_rows + p.runs + 2 * most_lines, np.int64)
+    # Of the rows of a tile: in P, where the tile goes, where C begins, and the panel's part of C.
+    a_places = places_memory.ctypes.data
+    c_places = a_places + 8 * MACHINE.tile_rows
+    targets = c_places + 8 * MACHINE.tile_rows
+    outside = targets + 8 * MACHINE.tile_rows
+    run_starts = outside + 8 * MACHINE.tile_rows
+    line_places = run_starts + 8 * p.runs
+    line_targets = line_places + 8 * most_lines
+
+    # Of 1 x 1, each tile of a group's meets pixels that none has met before.
+    lone_pixels = p.runs * p.run_pixels == 1 and not is_padded(p)
+
+    # Loop 1: columns of B and C, as many panels at a time as the cache holds.
+    for group in range(groups):
+        first_panel, last_panel = share(panels, groups, group), share(panels, groups, group + 1)
+        ahead_split = split(MACHINE.tile_rows, last_panel - first_panel)
+        for n in range(first_panel, last_panel):
+            v0 = begin_of(panel_split, n)
+            thick = begin_of(panel_split, n + 1) - v0
+            filled = min(thick * wide, cols - v0 * wide)
+            at = n - first_panel
+            pack(
+                alpha, packed + at * panel_bytes, thick * wide * size, b, 0, depth,
+                v0 * wide, filled, work,
+            )  # fmt: skip
+            if bias != 0:
+                list_bias(alpha, biases + at * width * size, bias, b.cols, v0 * wide, filled)
+        # Loop 2: lines of all images, a band at a time.
+        for line in range(begin, end, most_lines):
+            lines = min(most_lines, end - line)
+            spread = bring(p, band, line_places, line, line + lines, 0, p.channels, size)
+            for n in range(lines):
+                image, y = (line + n) // p.lines, (line + n) % p.lines
+                store(line_targets + n * 8, c + image * c_image + y * c_line)
+            for run in range(p.runs):
+                store(run_starts + run * 8, run_start(p, run, spread))
+            pixels = lines * p.columns
+            tiles = (pixels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+            tile_split = split(pixels, tiles)
+            y, x = 0, 0
+            # Loop 3: rows of P and C, a register tile at a time.
+            for t in range(tiles):
+                high = begin_of(tile_split, t + 1) - begin_of(tile_split, t)
+                for i in range(high):
+                    place = load_index(line_places, y) + x * p.step_x * spread.pixel
+                    store(a_places + i * 8, place)
+                    store(targets + i * 8, load_index(line_targets, y) + x * c_pixel)
+                    x += 1
+                    if x == p.columns:
+                        y, x = y + 1, 0
+                # Loop 4: columns of B and C, a panel at a time.
+                for n in range(first_panel, last_panel):
+                    v0 = begin_of(panel_split, n)
+                    thick = begin_of(panel_split, n + 1) - v0
+                    filled = min(thick * wide, cols - v0 * wide)
+                    in_place = filled == thick * wide
+                    at = n - first_panel
+                    if lone_pixels:
+                        r0 = begin_of(ahead_split, at)
+                        r1 = min(begin_of(ahead_split, at + 1), high)
+                        step = high * p.step_x * spread.pixel
+                        _fetch_ahead(a_places, r0, r1, step, spread.pixel)
+                    if in_place:
+                        shift(c_places, targets, high, v0 * wide * size)
+                    else:
+                        list_rows(c_places, edge, edge_row, high)
+                    register_tile(
+                        alpha, high, thick, p.runs, run_starts, p.run_pixels * p.channels,
+                        a_places, size, packed + at * panel_bytes, thick * wide * size,
+                        c_places, False,
+                    )  # fmt: skip
+                    if finish:
+                        biases_here = biases + at * width * size
+                        finish_tile(epilogue, c_places, high, thick * wide, biases_here)
+                    if not in_place:
+                        shift(outside, targets, high, v0 * wide * size)
+                        _copy_tile(alpha, outside, c_places, high, filled)
+    keep_alive(packed_memory)
+    keep_alive(bias_memory)
+    keep_alive(band_memory)
+    keep_alive(places_memory)
+
+
+def correlate_part(task, part, parts):
+    """Compute ``C = P' G`` for some of its rows and columns; a task is a factor and words.
+
+    The factor only gives the element type. The words are `Patches`, each tap a run; the address
+    and the columns of G, whose rows are the positions of all images; and the address of C. G and C
+    are dense.
+    """
+    (alpha,) = first_of(task)
+    words = words_behind(task)
+    p = read_patches(words)
+    words += 8 * PATCHES_WORDS
+    g, cols, c = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    size = bytes_of(alpha)
+    wide = lanes(alpha)
+    all_vectors = (cols + wide - 1) // wide
+    first_channel, channels, v_first, vectors = part_of_weights(
+        p.channels, all_vectors, parts, part
+    )
+    rows = p.runs * channels
+    positions = p.batch * p.lines * p.columns
+    if rows == 0 or vectors == 0 or positions == 0:
+        return
+
+    j_first = v_first * wide
+    j_last = min(j_first + vectors * wide, cols)
+    width = MACHINE.tile_vectors * wide
+    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    panel_split = split(vectors, panels)
+    # The bands decide in which order sums are made: they must not depend on the threads.
+    most_lines = min(
+        lines_in(_LONG_BAND_BYTES, p, size),
+        max(1, _PACKED_BYTES // (p.columns * all_vectors * wide * size)),
+        p.batch * p.lines,
+    )
+    panel_bytes = most_lines * p.columns * width * size
+    work = workspace(stack_memory(WORKSPACE_BYTES))
+    packed_memory = np.empty(panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
+    packed = align(packed_memory.ctypes.data, CACHE_LINE)
+    edge_row = width * size
+    edge = stack_memory(TILE_BYTES)
+    band_memory = np.empty(most_band_bytes(p, most_lines, channels, size) + CACHE_LINE, np.uint8)
+    band = align(band_memory.ctypes.data, CACHE_LINE)
+    places_memory = np.empty(4 * MACHINE.tile_rows + most_lines, np.int64)
+    a_places = places_memory.ctypes.data
+    c_places = a_places + 8 * MACHINE.tile_rows
+    targets = c_places + 8 * MACHINE.tile_rows
+    outside = targets + 8 * MACHINE.tile_rows
+    line_places = outside + 8 * MACHINE.tile_rows
+    gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
+    tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+    tile_split = split(rows, tiles)
+
+    # Loop 1: the positions, which are the depth, a band at a time.
+    for line in range(0, p.batch * p.lines, most_lines):
+        lines = min(most_lines, p.batch * p.lines - line)
+        last_position = (line + lines) * p.columns - 1
+        spread = bring(
+            p, band, line_places, line, line + lines, first_channel, channels, size
+        )  # fmt: skip
+        for n in range(panels):
+            v0 = begin_of(panel_split, n)
+            thick = begin_of(panel_split, n + 1) - v0
+            j0 = j_first + v0 * wide
+            filled = min(thick * wide, j_last - j0)
+            if not _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
+                pack(
+                    alpha, packed + n * panel_bytes, thick * wide * size, gradient,
+                    line * p.columns, lines * p.columns, j0, filled, work,
+                )  # fmt: skip
+        # Loop 2: rows of P' and C, which are channels of taps, a register tile at a time.
+        tap, channel = 0, 0
+        for t in range(tiles):
+            high = begin_of(tile_split, t + 1) - begin_of(tile_split, t)
+            for i in range(high):
+                store(a_places + i * 8, run_start(p, tap, spread) + channel * size)
+                row = tap * p.channels + first_channel + channel
+                store(targets + i * 8, c + (row * cols + j_first) * size)
+                channel += 1
+                if channel == channels:
+                    tap, channel = tap + 1, 0
+            # Loop 3: columns of G and C, a panel at a time.
+            for n in range(panels):
+                v0 = begin_of(panel_split, n)
+                thick = begin_of(panel_split, n + 1) - v0
+                filled = min(thick * wide, j_last - j_first - v0 * wide)
+                in_place = filled == thick * wide
+                if in_place:
+                    shift(c_places, targets, high, v0 * wide * size)
+                else:
+                    list_rows(c_places, edge, edge_row, high)
+                    shift(outside, targets, high, v0 * wide * size)
+                    if line > 0:
+                        _copy_tile(alpha, c_places, outside, high, filled)
+                b, b_row = packed + n * panel_bytes, thick * wide * size
+                j0 = j_first + v0 * wide
+                if _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
+                    b_row = cols * size
+                    b = g + line * p.columns * b_row + j0 * size
+                register_tile(
+                    alpha, high, thick, lines, line_places, p.columns,
+                    a_places, p.step_x * spread.pixel, b, b_row, c_places, line > 0,
+                )  # fmt: skip
+                if not in_place:
+                    _copy_tile(alpha, outside, c_places, high, filled)
+    keep_alive(packed_memory)
+    keep_alive(band_memory)
+    keep_alive(places_memory)
