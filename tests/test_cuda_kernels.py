@@ -52,6 +52,12 @@ def _short_turns() -> Any:
     sys.setswitchinterval(before)
 
 
+@pytest.fixture(autouse=True)
+def _no_plans_of_other_tests() -> Any:
+    yield
+    product._prepared.cache_clear()
+
+
 def agree(got: Any, wanted: Any, dtype: str) -> None:
     assert got.dtype == wanted.dtype
     tolerance = TOLERANCE[dtype]
@@ -172,18 +178,14 @@ def test_a_split_adds_in_order_and_with_one_ending(monkeypatch: pytest.MonkeyPat
 
 def test_a_plan_covers_the_depth_with_whole_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "_multiprocessors", lambda: 132)
-    product._plan.cache_clear()
-    try:
-        for dtype, tiles in product.TILES.items():
-            for sizes in ((100, 400, 400), (1024, 2048, 2048), (1, 1, 10**6), (8, 8, 0)):
-                tile, share = product._plan(dtype, *sizes)
-                assert tile in tiles
-                assert share % tile.depth == 0
-                assert share > 0 or sizes[2] == 0
-        _, share = product._plan(np.dtype("float32"), 4, 4, 10**5)
-        assert share < 10**5  # one tile alone would leave all multiprocessors but one idle
-    finally:
-        product._plan.cache_clear()
+    for dtype, tiles in product.TILES.items():
+        for sizes in ((100, 400, 400), (1024, 2048, 2048), (1, 1, 10**6), (8, 8, 0)):
+            tile, share = product._plan(dtype, *sizes)
+            assert tile in tiles
+            assert share % tile.depth == 0
+            assert share > 0 or sizes[2] == 0
+    _, share = product._plan(np.dtype("float32"), 4, 4, 10**5)
+    assert share < 10**5  # one tile alone would leave all multiprocessors but one idle
 
 
 @pytest.mark.parametrize(

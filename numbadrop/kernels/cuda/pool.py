@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 __all__ = ["Pool", "rounded"]
@@ -19,6 +20,7 @@ _LEAST = 512
 Block = TypeVar("Block")
 
 
+@lru_cache(maxsize=1024)
 def rounded(nbytes: int) -> int:
     """Return the size of the block for so many bytes: at most an eighth more.
 
