@@ -385,36 +385,35 @@ def test_update_of_a_vector() -> None:
 
 
 def test_a_pool_gives_what_was_given_back() -> None:
-    new = iter("abc")
-    pool = Pool(lambda size: next(new))
-    assert pool.take(512) == "a"
-    pool.give_back(512, "a")
-    assert pool.take(1024) == "b"
-    assert pool.take(512) == "a"
-    assert pool.take(512) == "c"
+    new = iter((1, 2, 3))
+    pool = Pool(lambda size: next(new), lambda address: None)
+    assert pool.take(512) == 1
+    pool.give_back(512, 1)
+    assert pool.take(1024) == 2
+    assert pool.take(512) == 1
+    assert pool.take(512) == 3
 
 
 def test_a_pool_without_memory_lets_go_of_what_is_free() -> None:
-    memory = [3 * 512]
+    sizes: dict[int, int] = {}
 
-    class Block:
-        def __init__(self, size: int) -> None:
-            if size > memory[0]:
-                raise MemoryError
-            memory[0] -= size
-            self.size = size
+    def allocate(size: int) -> int:
+        if sum(sizes.values()) + size > 3 * 512:
+            raise MemoryError
+        address = max(sizes, default=0) + 1
+        sizes[address] = size
+        return address
 
-        def __del__(self) -> None:
-            if hasattr(self, "size"):
-                memory[0] += self.size
-
-    pool = Pool(Block)
+    pool = Pool(allocate, sizes.pop)
     held = pool.take(512)
-    pool.give_back(1024, pool.take(1024))
-    assert pool.take(512).size == 512  # the block of 1024 is gone
+    freed = pool.take(1024)
+    pool.give_back(1024, freed)
+    again = pool.take(512)
+    assert sizes == {held: 512, again: 512}  # the block of 1024 is gone
     pool.give_back(512, held)
     with pytest.raises(MemoryError):
         pool.take(2048)
+    assert sizes == {again: 512}
 
 
 def test_sizes_of_blocks() -> None:

@@ -61,7 +61,8 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
     """Return an array of undefined values, of the class and dtype of `like`."""
     if is_host(like):
         return empty_host(shape, like.dtype)
-    return np.empty(shape, like.dtype, like=like)
+    made: Array = type(like).empty(shape, like.dtype)  # type: ignore[attr-defined]
+    return made
 
 
 def to_host(array: Array) -> Array:

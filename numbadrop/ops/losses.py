@@ -54,7 +54,8 @@ def cross_entropy(logits: Array, labels: ArrayLike, reduction: str = "mean") -> 
 @cross_entropy.gradient("logits")
 def _(g: Array, out: Array, logits: Array, labels: ArrayLike, reduction: str) -> Array:
     divisor = _divisor(reduction, len(logits), "logits")
-    factor = g if divisor == 1 else g / divisor
+    # On a GPU, a division takes a kernel.
+    factor: Array = g if divisor == 1 and not is_host(g) else g / divisor
     return kernels.cross_entropy_gradient(logits, labels, factor)
 
 

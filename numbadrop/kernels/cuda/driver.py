@@ -22,7 +22,7 @@ with needs_extra("cuda", "a GPU"):
     from numba import config, cuda
     from numba.cuda.cudadrv.error import CudaSupportError
 
-__all__ = ["SIMULATED", "allocate", "bindings", "call", "cuda", "read", "write"]
+__all__ = ["SIMULATED", "allocate", "bindings", "call", "check", "cuda", "read", "write"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether Python threads of the host stand in for a GPU: ``NUMBA_ENABLE_CUDASIM=1``."""
@@ -40,37 +40,45 @@ def call(name: str, *arguments: Any) -> Any:
         If it fails, or a kernel before it has.
     """
     status, *given = getattr(bindings, name)(*arguments)
-    if status != 0:
-        raise DeviceError(f"{name} of the GPU's driver failed: {status.name}")
+    check(name, status)
     return given[0] if given else None
 
 
-def _new_block(size: int) -> tuple[int, Any]:
-    block = cuda.current_context().memalloc(size)
-    return int(block.device_pointer), block
+def check(name: str, status: Any) -> None:
+    """Raise a `DeviceError` unless the driver's function of this name has succeeded."""
+    if status != 0:
+        raise DeviceError(f"{name} of the GPU's driver failed: {status.name}")
 
 
-_pool: Pool[tuple[int, Any]] = Pool(lambda size: _new_block(size))
+def _new_block(size: int) -> int:
+    cuda.current_context()  # The driver asks for one of each thread.
+    return int(call("cuMemAlloc", size))
+
+
+def _free_block(address: int) -> None:
+    call("cuMemFree", address)
+
+
+_pool = Pool(_new_block, _free_block)
 
 
 class _Memory:
     """Memory of the GPU that goes back to the pool when nobody holds it any more."""
 
-    __slots__ = ("_block", "_size", "address")
+    __slots__ = ("_size", "address")
 
-    def __init__(self, size: int, block: tuple[int, Any]) -> None:
-        self.address = block[0]
-        self._block, self._size = block, size
+    def __init__(self, size: int, address: int) -> None:
+        self._size, self.address = size, address
 
     def __del__(self) -> None:
-        _pool.give_back(self._size, self._block)
+        _pool.give_back(self._size, self.address)
 
 
 def _take(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:
     if SIMULATED:
         flat = cuda.device_array(math.prod(shape), dtype)
         return flat, flat
-    size = rounded(math.prod(shape) * dtype.itemsize)
+    size = rounded(max(math.prod(shape), 1) * dtype.itemsize)
     memory = _Memory(size, _pool.take(size))
     return memory.address, memory
 
@@ -111,7 +119,7 @@ def read(address: Any, host: np.ndarray[Any, Any]) -> None:
     if SIMULATED:
         host[...] = address.copy_to_host().reshape(host.shape)
         return
-    cuda.current_context()  # The driver asks for one of each thread.
+    cuda.current_context()
     call("cuMemcpyDtoH", address_of(host), address, host.nbytes)
 
 

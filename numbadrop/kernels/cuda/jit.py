@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from numbadrop.kernels.cuda.driver import SIMULATED, bindings, call, cuda
+from numbadrop.kernels.cuda.driver import SIMULATED, bindings, check, cuda
 
 __all__ = ["ALIGNMENT", "STRIDING", "Grid", "Kernel", "device_function", "grid_over", "kernel"]
 
@@ -83,13 +83,16 @@ class Kernel:
         numbers: Any = arguments
         for _ in range(self._depth):
             numbers = _flat(numbers)
-        if len(numbers) not in self._compiled:
-            self._compiled[len(numbers)] = self._compile(arguments)
-        handle, layout, _ = self._compiled[len(numbers)]
+        found = self._compiled.get(len(numbers))
+        if found is None:
+            found = self._compiled[len(numbers)] = self._compile(arguments)
+        handle, layout, _ = found
         place = _parameters()
         layout.pack_into(place.numbers, 0, *numbers)
         place.size.value = layout.size
-        call("cuLaunchKernel", handle, *grid, *self.block, 0, 0, 0, place.address)
+        (status,) = _launch(handle, *grid, *self.block, 0, 0, 0, place.address)
+        if status != 0:
+            check("cuLaunchKernel", status)
 
     def _compile(self, arguments: tuple[Any, ...]) -> tuple[Any, Struct, Any]:
         """Return the kernel as the driver takes it, its parameters, and what keeps it loaded."""
@@ -108,6 +111,7 @@ def _layout(kinds: Any) -> Struct:
     return Struct("".join(map(letters, kinds)))
 
 
+_launch = bindings.cuLaunchKernel
 _LETTERS = {"bool": "?", "int64": "q", "float32": "f", "float64": "d"}
 _MOST_BYTES = 4096
 """Of the parameters of a kernel."""
