@@ -57,7 +57,7 @@ class Compiled:
         self._seen: set[Any] = set()
 
     def start(self, kernel: jit.Kernel, arguments: tuple[Any, ...]) -> None:
-        signature = tuple(map(typeof, arguments))
+        signature = tuple(typeof(kernel.sample(one)) for one in arguments)
         if (kernel.function, signature) in self._seen:
             return
         self._seen.add((kernel.function, signature))

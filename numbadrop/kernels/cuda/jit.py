@@ -28,12 +28,9 @@ def grid_over(size: int) -> Grid:
     return min(-(-size // STRIDING), _MOST_BLOCKS), 1, 1
 
 
-def kernel(*block: int, blocks: int = 1) -> Callable[[Any], Any]:
-    """Return a decorator for a kernel whose blocks have so many threads along each axis.
-
-    The registers of a multiprocessor must suffice for `blocks` of them.
-    """
-    return lambda function: Kernel(function, block, blocks)
+def kernel(*block: int, blocks: int = 1, real: Any = float) -> Callable[[Any], Any]:
+    """Return a decorator for a `Kernel` whose blocks have so many threads along each axis."""
+    return lambda function: Kernel(function, block, blocks, real)
 
 
 def _depth(arguments: Any) -> int:
@@ -64,10 +61,14 @@ class Kernel:
         Threads of a block, along one to three axes.
     blocks : int
         Blocks that are to share a multiprocessor.
+    real : type
+        What a float becomes: in a kernel of float32, a float64 would double the width of all that
+        it meets.
     """
 
-    def __init__(self, function: Any, block: tuple[int, ...], blocks: int) -> None:
+    def __init__(self, function: Any, block: tuple[int, ...], blocks: int, real: Any) -> None:
         self.function = function
+        self.real = real
         self.block = (*block, 1, 1)[:3]
         self.bounds = math.prod(block), blocks
         self._depth: int | None = None
@@ -94,10 +95,17 @@ class Kernel:
         if status != 0:
             check("cuLaunchKernel", status)
 
+    def sample(self, argument: Any) -> Any:
+        """Return an argument whose type is the one that the kernel sees."""
+        if not isinstance(argument, tuple):
+            return self.real(argument) if isinstance(argument, float) else argument
+        fields = map(self.sample, argument)
+        return type(argument)(*fields) if hasattr(argument, "_fields") else tuple(fields)
+
     def _compile(self, arguments: tuple[Any, ...]) -> tuple[Any, Struct, Any]:
         """Return the kernel as the driver takes it, its parameters, and what keeps it loaded."""
         made = cuda.jit(launch_bounds=self.bounds)(self.function)
-        kinds = tuple(map(made.typeof_pyval, arguments))
+        kinds = tuple(made.typeof_pyval(self.sample(one)) for one in arguments)
         code = made.compile(kinds)._codelibrary.get_cufunc()
         return bindings.CUfunction(int(code.handle)), _layout(kinds), (made, code)
 

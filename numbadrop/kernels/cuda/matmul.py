@@ -15,7 +15,7 @@ __all__ = [
     "scatter_matmul",
 ]
 
-_PLAIN = Ending()
+_PLAIN, _BIASED = Ending(), Ending(biased=True)
 
 
 def gathered_matmul(
@@ -33,7 +33,7 @@ def gathered_linear(
     """See `numbadrop.kernels.gathered_linear`."""
     bias = 0 if b is None else b.address
     target = Target(out.address, 0, out.shape[1], 0, bias, slope, scale)
-    ending = _PLAIN if b is None else _PLAIN._replace(biased=True)
+    ending = _PLAIN if b is None else _BIASED
     multiply(out.dtype, *compact(x), *submatrix(w, rows, cols, False), target, ending, x.shape[1])
     return out
 
