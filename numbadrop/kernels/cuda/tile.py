@@ -28,6 +28,8 @@ class Tile(NamedTuple):
     thread_cols: int
     warp_rows: int
     warp_cols: int
+    stages: int = 4
+    """Slices of the depth in shared memory: one is multiplied, the others are on their way."""
 
     @property
     def threads_down(self) -> int:
