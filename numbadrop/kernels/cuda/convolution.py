@@ -26,6 +26,8 @@ __all__ = ["conv2d_at", "gathered_conv2d", "gathered_conv2d_t"]
 Axes = tuple[Geometry, Geometry]
 Shape = tuple[int, ...]
 _MOST_ELEMENTS = 2**31 - 1
+_MOST_WEIGHTS = 2**29
+"""Whose places are numbers of bytes, of at most 8 an element, in 32 bits."""
 
 
 class _Patches(NamedTuple):
@@ -90,6 +92,8 @@ def _backward(
 @lru_cache(maxsize=64)
 def _depth(order: tuple[int, ...], step: int, units: IndexSet | None, size: int) -> DeviceArray:
     """Return where the units of each tap lie, on an axis of `step` units a tap."""
+    if step * (1 + max(order, default=0)) > _MOST_WEIGHTS:
+        raise ValueError("weights of a convolution on a GPU must be at most 2**29")
     kept = np.arange(size) if units is None else units.indices
     places = np.array(order, np.int64)[:, None] * step + kept
     return DeviceArray.from_host(places.astype(np.int32).ravel())

@@ -162,7 +162,8 @@ def loader(layout: Layout, dtype: np.dtype[Any], outer: int, depth: int, threads
                 elif along_depth:
                     far, near = fixed[p], index
                 else:
-                    far, near = wide_product(index, np.int32(operand.depth_stride)), np.int32(fixed[p])
+                    far = wide_product(index, np.int32(operand.depth_stride))
+                    near = np.int32(fixed[p])
                 spot = to + q * along * pitch + p * across * width
                 copy(shared, spot, operand.data, far, near, here)
         if depth_gathered:

@@ -50,7 +50,7 @@ if SIMULATED:
         """Return the product of two int32, an int64."""
         return int(i) * int(j)
 
-    def copier(count):
+    def copier(count: int) -> Any:
         """Return ``copy(shared, at, address, far, near, inside)``, which copies at once."""
 
         def copy(shared, at, address, far, near, inside):
@@ -62,7 +62,7 @@ if SIMULATED:
     def commit():
         """Close a group of copies."""
 
-    def waiter(groups):
+    def waiter(groups: int) -> Any:
         """Return ``wait()``, which has nothing to wait for."""
         return lambda: None
 
@@ -74,7 +74,7 @@ else:
 
     _GLOBAL, _SHARED = 1, 3
     """The address spaces of a device's memory, and of what the threads of a block share."""
-    _I1, _I32 = ir.IntType(1), ir.IntType(32)
+    _I32 = ir.IntType(32)
 
     def address_of(array: Any) -> Any:
         """Return the address of a `DeviceArray`, which the caller keeps alive."""
@@ -163,9 +163,7 @@ else:
         )
         _insert(builder, text, "r,l,r,r,", builder.ptrtoint(shared, _I32), at, near, size)
 
-    def _copy_now(
-        builder: Any, to: Any, at: Any, anywhere: Any, nbytes: int, inside: Any
-    ) -> None:
+    def _copy_now(builder: Any, to: Any, at: Any, anywhere: Any, nbytes: int, inside: Any) -> None:
         value = builder.load(builder.select(inside, at, anywhere), align=nbytes)
         value = builder.select(inside, value, ir.Constant(value.type, None))
         builder.store(value, to, align=nbytes)
@@ -187,15 +185,15 @@ else:
             def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
                 to = _place(context, builder, shared, *args[:2])
                 at = _global(context, builder, kind, args[2], args[3])
-                itemsize, inside = kind.bitwidth // 8, builder.trunc(args[5], _I1)
+                itemsize, inside = kind.bitwidth // 8, args[5]
                 if _copies_by_itself():
                     near = builder.mul(args[4], _I32(itemsize))
                     _start_copy(builder, to, at, near, count * itemsize, inside)
                 else:
                     at = builder.gep(at, [builder.zext(args[4], args[3].type)])
                     anywhere = builder.inttoptr(args[2], at.type)
-                    ends = (_as_vector(builder, end, count) for end in (to, at, anywhere))
-                    _copy_now(builder, *ends, count * itemsize, inside)
+                    to, at, anywhere = (_as_vector(builder, p, count) for p in (to, at, anywhere))
+                    _copy_now(builder, to, at, anywhere, count * itemsize, inside)
                 return context.get_dummy_value()
 
             kinds = types.int64, types.int64, types.int64, types.int32, types.boolean
