@@ -39,7 +39,7 @@ TILES: dict[np.dtype[Any], tuple[Tile, ...]] = {
 if SIMULATED:  # Its threads are Python's: few of them, with all that threads have in common.
     TILES = {
         np.dtype(np.float32): (Tile(16, 16, 4, 4, 4, warp_rows=2, warp_cols=2),),
-        np.dtype(np.float64): (Tile(8, 8, 4, 4, 2, warp_rows=1, warp_cols=2),),
+        np.dtype(np.float64): (Tile(8, 8, 4, 4, 2, warp_rows=2, warp_cols=1),),
     }
 
 _THREADS = 512
@@ -134,6 +134,7 @@ def product_kernel(
     row_step, col_step = tile.threads_down * run, tile.threads_along * run
     warp_rows, warp_cols = tile.warp_rows, tile.warp_cols
     warp, warps_along = warp_rows * warp_cols, tile.threads_along // warp_cols
+    pair = 2 * warp_cols
     partial = ending is None
     finish = _finisher(ending or Ending(), dtype, b_layout.outer_gathered)
 
@@ -152,8 +153,10 @@ def product_kernel(
             sums[i] = 0
         thread = np.int32(cuda.threadIdx.x)
         lane, number = thread % warp, thread // warp
-        row = (number // warps_along * warp_rows + lane // warp_cols) * run
-        col = (number % warps_along * warp_cols + lane % warp_cols) * run
+        # Lanes i and i ^ 1 read the same of B, lanes i and i ^ 2 the same of A: in such pairs,
+        # shared memory hands out 16 bytes to twice as many lanes at once.
+        row = (number // warps_along * warp_rows + lane // pair * 2 + lane % 2) * run
+        col = (number % warps_along * warp_cols + lane // 2 % warp_cols) * run
         first_row, first_col = cuda.blockIdx.x * tile_rows, cuda.blockIdx.y * tile_cols
         first = np.int32(cuda.blockIdx.z * share)
         last = np.int32(min(first + share, depth))
