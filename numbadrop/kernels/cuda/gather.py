@@ -28,6 +28,9 @@ sectors of 32 bytes, and with the padding, what a warp writes falls into all ban
 _LANES = 32
 """Threads side by side along the outer axis, of one that is not: a warp has one index of depth."""
 
+_TOGETHER = 2
+"""Copies that a thread starts in a row: ptxas puts three instructions before each such row."""
+
 
 class Layout(NamedTuple):
     """How an operand lies in memory, as far as a kernel is compiled for it."""
@@ -67,11 +70,15 @@ class Loader(NamedTuple):
     """Find the places that do not depend on the depth, and look ahead to the first ones that do."""
     fetch: Callable[..., Any]
     """Start to copy the share of the tile at a depth to shared memory, in which the outer axis is
-    the dense one, and look ahead to the places of the tile that follows."""
+    the dense one."""
+    fetch_some: Callable[..., Any]
+    """The same in steps, one for each element of the depth."""
+    look_ahead: Callable[..., Any]
+    """Read the places of the tile that is fetched next: they are there when they are needed."""
     fixed: int
     """Numbers that do not depend on the depth."""
     ahead: int
-    """Numbers of the tile that is fetched next: they have been read when they are needed."""
+    """Numbers that do."""
 
 
 @device_function
@@ -112,6 +119,8 @@ def loader(layout: Layout, dtype: np.dtype[Any], outer: int, depth: int, threads
     tables = 3 if framed else 1
     pitch = outer + PADDING // dtype.itemsize
     outer_place = place(layout.outer_gathered)
+    copies = outers * depths
+    copies_a_step = max(-(-copies // depth), _TOGETHER)
     copy = copier(width)
 
     @device_function
@@ -121,16 +130,18 @@ def loader(layout: Layout, dtype: np.dtype[Any], outer: int, depth: int, threads
         return thread % np.int32(across), thread // np.int32(across)
 
     @device_function
-    def look_ahead(operand, k, end, count, ahead):
-        for q in range(depths):
-            # What lies behind the end is not read, but its index is.
-            at = min(np.int32(k + q * along), np.int32(end - 1))
-            for t in range(tables):
-                ahead[t * depths + q] = load(operand.depth_units, t * count + at, np.int32)
+    def look_ahead(operand, thread, at, end, count, ahead):
+        if depth_gathered:
+            _, depth_lane = lanes(thread)
+            for q in range(depths):
+                # What lies behind the end is not read, but its place is.
+                k = min(np.int32(at + depth_lane + q * along), np.int32(end - 1))
+                for t in range(tables):
+                    ahead[t * depths + q] = load(operand.depth_units, t * count + k, np.int32)
 
     @device_function
     def begin(operand, thread, first, at, end, count, fixed, ahead):
-        outer_lane, depth_lane = lanes(thread)
+        outer_lane, _ = lanes(thread)
         for p in range(outers):
             o = first + (outer_lane + p * across) * width
             # What lies behind the last is read again, for elements that nobody stores.
@@ -139,34 +150,40 @@ def loader(layout: Layout, dtype: np.dtype[Any], outer: int, depth: int, threads
             for t in range(1, tables):
                 o += operand.outer_count
                 fixed[t * outers + p] = load(operand.outer_units, o, np.int32)
-        if depth_gathered:
-            look_ahead(operand, at + depth_lane, end, count, ahead)
+        look_ahead(operand, thread, at, end, count, ahead)
 
     @device_function
-    def fetch(operand, thread, at, end, count, fixed, ahead, shared, to):
+    def fetch_one(operand, thread, at, end, fixed, ahead, shared, to, p, q):
         outer_lane, depth_lane = lanes(thread)
+        k = np.int32(at + depth_lane + q * along)
+        inside = k < end
+        index = ahead[q] if depth_gathered else k
+        if framed:
+            y = np.uint32(fixed[outers + p] + ahead[depths + q])
+            x = np.uint32(fixed[2 * outers + p] + ahead[2 * depths + q])
+            # Behind the upper and the left border they are negative: as unsigned, very large.
+            inside &= (y < np.uint32(operand.height)) & (x < np.uint32(operand.width))
+            far, near = np.int32(fixed[p] + index), np.int32(0)
+        elif along_depth:
+            far, near = fixed[p], index
+        else:
+            far = wide_product(index, np.int32(operand.depth_stride))
+            near = np.int32(fixed[p])
         to += depth_lane * pitch + outer_lane * width
-        height, width_ = np.uint32(operand.height), np.uint32(operand.width)
-        for q in range(depths):
-            k = np.int32(at + depth_lane + q * along)
-            inside = k < end
-            index = ahead[q] if depth_gathered else k
-            for p in range(outers):
-                here = inside
-                if framed:
-                    y = np.uint32(fixed[outers + p] + ahead[depths + q])
-                    x = np.uint32(fixed[2 * outers + p] + ahead[2 * depths + q])
-                    here &= (y < height) & (x < width_)
-                if framed:
-                    far, near = np.int32(fixed[p] + index), np.int32(0)
-                elif along_depth:
-                    far, near = fixed[p], index
-                else:
-                    far = wide_product(index, np.int32(operand.depth_stride))
-                    near = np.int32(fixed[p])
-                spot = to + q * along * pitch + p * across * width
-                copy(shared, spot, operand.data, far, near, here)
-        if depth_gathered:
-            look_ahead(operand, at + depth_lane + depth, end, count, ahead)
+        copy(shared, to + q * along * pitch + p * across * width, operand.data, far, near, inside)
 
-    return Loader(begin, fetch, tables * outers, tables * depths)
+    @device_function
+    def fetch(operand, thread, at, end, fixed, ahead, shared, to):
+        for q in range(depths):
+            for p in range(outers):
+                fetch_one(operand, thread, at, end, fixed, ahead, shared, to, p, q)
+
+    @device_function
+    def fetch_some(operand, thread, at, end, fixed, ahead, shared, to, step):
+        for i in range(copies_a_step):
+            c = step * copies_a_step + i
+            if c < copies:
+                p, q = c % outers, c // outers
+                fetch_one(operand, thread, at, end, fixed, ahead, shared, to, p, q)
+
+    return Loader(begin, fetch, fetch_some, look_ahead, tables * outers, tables * depths)

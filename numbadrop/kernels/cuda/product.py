@@ -118,9 +118,10 @@ def product_kernel(
     element = dtype.type
     run = VECTOR_BYTES // dtype.itemsize
     threads = tile.threads
-    a_begin, a_fetch, a_fixed, a_ahead = loader(a_layout, dtype, tile.rows, tile.depth, threads)
-    b_begin, b_fetch, b_fixed, b_ahead = loader(b_layout, dtype, tile.cols, tile.depth, threads)
-    add_product = multiplier(tile, dtype)
+    a_load = loader(a_layout, dtype, tile.rows, tile.depth, threads)
+    b_load = loader(b_layout, dtype, tile.cols, tile.depth, threads)
+    a_begin, a_fetch, a_fetch_some, a_look_ahead, a_fixed, a_ahead = a_load
+    b_begin, b_fetch, b_fetch_some, b_look_ahead, b_fixed, b_ahead = b_load
     padding = PADDING // dtype.itemsize
     slice_depth = tile.depth
     a_size = slice_depth * (tile.rows + padding)
@@ -137,6 +138,14 @@ def product_kernel(
     pair = 2 * warp_cols
     partial = ending is None
     finish = _finisher(ending or Ending(), dtype, b_layout.outer_gathered)
+
+    @device_function
+    def fetch_some(work, step):
+        a, b, thread, at, last, a_places, b_places, a_next, b_next, shared, free = work
+        a_fetch_some(a, thread, at, last, a_places, a_next, shared, free, step)
+        b_fetch_some(b, thread, at, last, b_places, b_next, shared, free + a_size, step)
+
+    add_product = multiplier(tile, dtype, fetch_some)
 
     # Numba adds two int32 to an int64. Where the sum is kept, a cast saves a register.
     @kernel(threads, max(_THREADS // threads, 1))
@@ -165,9 +174,12 @@ def product_kernel(
         b_begin(b, thread, first_col, first, last, depth, b_places, b_next)
         now, free = np.int32(0), np.int32(0)
         for i in range(on_their_way):
-            at = first + i * slice_depth
-            a_fetch(a, thread, at, last, depth, a_places, a_next, shared, free)
-            b_fetch(b, thread, at, last, depth, b_places, b_next, shared, free + a_size)
+            at = np.int32(first + i * slice_depth)
+            a_fetch(a, thread, at, last, a_places, a_next, shared, free)
+            b_fetch(b, thread, at, last, b_places, b_next, shared, free + a_size)
+            at = np.int32(at + slice_depth)
+            a_look_ahead(a, thread, at, last, depth, a_next)
+            b_look_ahead(b, thread, at, last, depth, b_next)
             commit()
             free = np.int32(free + slice_size)
         done = first
@@ -176,11 +188,13 @@ def product_kernel(
             wait()
             cuda.syncthreads()
             # Behind the end there are zeros to fetch: a branch would take longer.
-            at = done + on_their_way * slice_depth
-            a_fetch(a, thread, at, last, depth, a_places, a_next, shared, free)
-            b_fetch(b, thread, at, last, depth, b_places, b_next, shared, free + a_size)
+            at = np.int32(done + on_their_way * slice_depth)
+            work = a, b, thread, at, last, a_places, b_places, a_next, b_next, shared, free
+            add_product(sums, left, right, shared, now + row, now + a_size + col, work, 0)
+            at = np.int32(at + slice_depth)
+            a_look_ahead(a, thread, at, last, depth, a_next)
+            b_look_ahead(b, thread, at, last, depth, b_next)
             commit()
-            add_product(sums, left, right, shared, shared, now + row, now + a_size + col)
             free = now
             now = np.int32(now + slice_size)
             if now == shared_size:
