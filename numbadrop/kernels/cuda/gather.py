@@ -28,7 +28,7 @@ sectors of 32 bytes, and with the padding, what a warp writes falls into all ban
 _LANES = 32
 """Threads side by side along the outer axis, of one that is not: a warp has one index of depth."""
 
-_TOGETHER = 2
+_TOGETHER = 4
 """Copies that a thread starts in a row: ptxas puts three instructions before each such row."""
 
 

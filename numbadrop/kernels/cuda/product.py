@@ -27,11 +27,11 @@ __all__ = ["TILES", "Ending", "Target", "multiply", "product_kernel"]
 
 TILES: dict[np.dtype[Any], tuple[Tile, ...]] = {
     np.dtype(np.float32): (
-        Tile(128, 128, 8, thread_rows=8, thread_cols=8, warp_rows=4, warp_cols=8),
-        Tile(64, 64, 16, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8),
+        Tile(128, 128, 16, thread_rows=8, thread_cols=8, warp_rows=4, warp_cols=8, stages=2),
+        Tile(64, 64, 16, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8, stages=4),
     ),
     np.dtype(np.float64): (
-        Tile(64, 64, 8, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8),
+        Tile(64, 64, 8, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8, stages=4),
     ),
 }
 """Shapes to choose from, the fastest on a large product first."""
