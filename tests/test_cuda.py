@@ -257,9 +257,10 @@ def test_a_full_memory_leaves_the_net_as_it_was(monkeypatch):
         if left[0] == 0:
             raise RuntimeError("[CUresult.CUDA_ERROR_OUT_OF_MEMORY] Call to cuMemAlloc")
         left[0] -= 1
-        return cuda.device_array(shape, dtype)
+        return take(shape, dtype)
 
-    monkeypatch.setattr(driver, "device_array", full)
+    take = driver._take
+    monkeypatch.setattr(driver, "_take", full)
     with pytest.raises(DeviceMemoryError, match=r"no memory left for .* \(2,\) and float32, 8 "):
         net.to("cuda")
     assert net.device == "cpu"
@@ -268,7 +269,7 @@ def test_a_full_memory_leaves_the_net_as_it_was(monkeypatch):
     net.to("cuda")
     x = to_device(np.ones((1, 3), np.float32))
     left[0] = 0
-    monkeypatch.setattr(driver, "device_array", full)
+    monkeypatch.setattr(driver, "_take", full)
     with pytest.raises(MemoryError):
         net(x)
     net.to("cpu")
@@ -282,7 +283,7 @@ def test_no_gpu_is_said_in_one_error(monkeypatch):
             "Error at driver init:\n\nCUDA driver library cannot be found"
         )
 
-    monkeypatch.setattr(driver, "device_array", no_driver)
+    monkeypatch.setattr(driver, "_take", no_driver)
     with pytest.raises(DeviceError, match=r"^no GPU can be used: Error at driver init: CUDA.*pip"):
         Linear(2, 2).to("cuda")
 
@@ -290,6 +291,7 @@ def test_no_gpu_is_said_in_one_error(monkeypatch):
 def test_a_missing_package_is_said_in_one_error(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("numbadrop.kernels.cuda")]:
         monkeypatch.delitem(sys.modules, name)
+    kernels.device.cuda.cache_clear()
     monkeypatch.setitem(sys.modules, "numba_cuda", None)  # type: ignore[arg-type]
     with pytest.raises(MissingExtraError, match=r'pip install "numbadrop\[cuda\]"'):
         to_device(np.ones(2))

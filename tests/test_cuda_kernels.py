@@ -52,6 +52,12 @@ def _short_turns() -> Any:
     sys.setswitchinterval(before)
 
 
+@pytest.fixture(autouse=True)
+def _no_plans_of_other_tests() -> Any:
+    yield
+    product._prepared.cache_clear()
+
+
 def agree(got: Any, wanted: Any, dtype: str) -> None:
     assert got.dtype == wanted.dtype
     tolerance = TOLERANCE[dtype]
@@ -172,18 +178,14 @@ def test_a_split_adds_in_order_and_with_one_ending(monkeypatch: pytest.MonkeyPat
 
 def test_a_plan_covers_the_depth_with_whole_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "_multiprocessors", lambda: 132)
-    product._plan.cache_clear()
-    try:
-        for dtype, tiles in product.TILES.items():
-            for sizes in ((100, 400, 400), (1024, 2048, 2048), (1, 1, 10**6), (8, 8, 0)):
-                tile, share = product._plan(dtype, *sizes)
-                assert tile in tiles
-                assert share % tile.depth == 0
-                assert share > 0 or sizes[2] == 0
-        _, share = product._plan(np.dtype("float32"), 4, 4, 10**5)
-        assert share < 10**5  # one tile alone would leave all multiprocessors but one idle
-    finally:
-        product._plan.cache_clear()
+    for dtype, tiles in product.TILES.items():
+        for sizes in ((100, 400, 400), (1024, 2048, 2048), (1, 1, 10**6), (8, 8, 0)):
+            tile, share = product._plan(dtype, *sizes)
+            assert tile in tiles
+            assert share % tile.depth == 0
+            assert share > 0 or sizes[2] == 0
+    _, share = product._plan(np.dtype("float32"), 4, 4, 10**5)
+    assert share < 10**5  # one tile alone would leave all multiprocessors but one idle
 
 
 @pytest.mark.parametrize(
@@ -396,36 +398,35 @@ def test_update_of_a_vector() -> None:
 
 
 def test_a_pool_gives_what_was_given_back() -> None:
-    new = iter("abc")
-    pool = Pool(lambda size: next(new))
-    assert pool.take(512) == "a"
-    pool.give_back(512, "a")
-    assert pool.take(1024) == "b"
-    assert pool.take(512) == "a"
-    assert pool.take(512) == "c"
+    new = iter((1, 2, 3))
+    pool = Pool(lambda size: next(new), lambda address: None)
+    assert pool.take(512) == 1
+    pool.give_back(512, 1)
+    assert pool.take(1024) == 2
+    assert pool.take(512) == 1
+    assert pool.take(512) == 3
 
 
 def test_a_pool_without_memory_lets_go_of_what_is_free() -> None:
-    memory = [3 * 512]
+    sizes: dict[int, int] = {}
 
-    class Block:
-        def __init__(self, size: int) -> None:
-            if size > memory[0]:
-                raise MemoryError
-            memory[0] -= size
-            self.size = size
+    def allocate(size: int) -> int:
+        if sum(sizes.values()) + size > 3 * 512:
+            raise MemoryError
+        address = max(sizes, default=0) + 1
+        sizes[address] = size
+        return address
 
-        def __del__(self) -> None:
-            if hasattr(self, "size"):
-                memory[0] += self.size
-
-    pool = Pool(Block)
+    pool = Pool(allocate, sizes.pop)
     held = pool.take(512)
-    pool.give_back(1024, pool.take(1024))
-    assert pool.take(512).size == 512  # the block of 1024 is gone
+    freed = pool.take(1024)
+    pool.give_back(1024, freed)
+    again = pool.take(512)
+    assert sizes == {held: 512, again: 512}  # the block of 1024 is gone
     pool.give_back(512, held)
     with pytest.raises(MemoryError):
         pool.take(2048)
+    assert sizes == {again: 512}
 
 
 def test_sizes_of_blocks() -> None:

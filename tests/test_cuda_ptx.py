@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +33,7 @@ from numbadrop.kernels.cuda import (
     elements,
     elementwise,
     gather,
+    jit,
     matmul,
     normalization,
     pooling,
@@ -51,17 +52,6 @@ except Exception as error:
 CAPABILITY = (9, 0)
 
 
-class Nowhere:
-    """A device array without its memory."""
-
-    def __init__(self, shape: Any, dtype: Any) -> None:
-        self.shape, self.dtype = tuple(np.atleast_1d(shape).tolist()), np.dtype(dtype)
-        self.gpu_data = SimpleNamespace(device_pointer=1 << 20)
-
-    def reshape(self, *shape: Any) -> Nowhere:
-        return Nowhere(np.empty(self.shape, np.bool_).reshape(*shape).shape, self.dtype)
-
-
 class Compiled:
     """The PTX of each kernel that was started, by its name."""
 
@@ -69,19 +59,15 @@ class Compiled:
         self.ptx: dict[str, list[str]] = {}
         self._seen: set[Any] = set()
 
-    def start(self, kernel: Any, _: Any) -> Callable[..., None]:
-        def compile_for(*arguments: Any) -> None:
-            signature = tuple(map(typeof, arguments))
-            if (kernel.py_func, signature) in self._seen:
-                return
-            self._seen.add((kernel.py_func, signature))
-            bounds = kernel.targetoptions.get("launch_bounds")
-            text, _ = driver.cuda.compile_ptx(
-                kernel.py_func, signature, cc=CAPABILITY, launch_bounds=bounds
-            )
-            self.ptx.setdefault(kernel.py_func.__name__, []).append(text)
-
-        return compile_for
+    def start(self, kernel: jit.Kernel, arguments: tuple[Any, ...]) -> None:
+        signature = tuple(typeof(kernel.sample(one)) for one in arguments)
+        if (kernel.function, signature) in self._seen:
+            return
+        self._seen.add((kernel.function, signature))
+        text, _ = driver.cuda.compile_ptx(
+            kernel.function, signature, cc=CAPABILITY, launch_bounds=kernel.bounds
+        )
+        self.ptx.setdefault(kernel.function.__name__, []).append(text)
 
     def one(self, name: str) -> str:
         (text,) = self.ptx[name]
@@ -95,13 +81,14 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
     device = SimpleNamespace(compute_capability=CAPABILITY)
     monkeypatch.setattr(dispatcher, "get_current_device", lambda: device)
     monkeypatch.setattr(
-        dispatcher.CUDADispatcher, "__getitem__", lambda kernel, grid: found.start(kernel, grid)
+        jit.Kernel, "__call__", lambda kernel, grid, *arguments: found.start(kernel, arguments)
     )
-    monkeypatch.setattr(driver, "device_array", Nowhere)
-    monkeypatch.setattr(array, "send", lambda host, native: None)
+    monkeypatch.setattr(driver, "_take", lambda shape, dtype: (1 << 20, None))
+    monkeypatch.setattr(array, "send", lambda host, address: None)
     monkeypatch.setattr(product, "_multiprocessors", lambda: 132)
     yield found
-    for cached in (convolution._forward, convolution._backward, convolution._depth):
+    tables = convolution._forward, convolution._backward, convolution._depth
+    for cached in (*tables, product._prepared):
         cached.cache_clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ Array = NDArray[Any]
 _CUDA = "numbadrop.kernels.cuda"
 
 
+@cache
 def cuda() -> Any:
     """Return `numbadrop.kernels.cuda`.
 
@@ -31,10 +33,13 @@ def cuda() -> Any:
 
 
 def is_array(array: Any) -> bool:
-    """Whether this is an array of NumPy, or a `DeviceArray`, of which there is none before."""
-    return isinstance(array, np.ndarray) or (
-        _CUDA in sys.modules and isinstance(array, cuda().DeviceArray)
-    )
+    """Whether this is an array of NumPy or a `DeviceArray`."""
+    return isinstance(array, np.ndarray) or _is_device_array(array)
+
+
+def _is_device_array(array: Any) -> bool:
+    # There is none before the import of their module.
+    return _CUDA in sys.modules and type(array) is cuda().DeviceArray
 
 
 def is_host(array: Any) -> bool:
@@ -44,8 +49,8 @@ def is_host(array: Any) -> bool:
 
 def as_array(array: Any) -> Array:
     """Return a NumPy array, or a `DeviceArray` of what lies on a GPU; neither is moved."""
-    if type(array) is np.ndarray:
-        return array
+    if type(array) is np.ndarray or _is_device_array(array):
+        return array  # type: ignore[no-any-return]
     if hasattr(array, "__cuda_array_interface__"):
         made: Array = cuda().DeviceArray.of(array)
         return made
@@ -56,7 +61,8 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
     """Return an array of undefined values, of the class and dtype of `like`."""
     if is_host(like):
         return empty_host(shape, like.dtype)
-    return np.empty(shape, like.dtype, like=like)
+    made: Array = type(like).empty(shape, like.dtype)  # type: ignore[attr-defined]
+    return made
 
 
 def to_host(array: Array) -> Array:

@@ -10,7 +10,7 @@ from numba import carray
 from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.address import address_of
-from numbadrop.kernels.arrays import Array, check_matrix, check_real
+from numbadrop.kernels.arrays import Array, check_alike, check_matrix, check_real
 from numbadrop.kernels.device import as_array, cuda, is_host, to_device
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, store, words_behind
 from numbadrop.kernels.product import share
@@ -185,6 +185,10 @@ def cross_entropy_gradient(
         return _run(logits, labels, factor, gradient=True)
     checked = _sent(labels, *logits.shape)
     if isinstance(factor, Real):
-        number = check_real("factor", factor, logits.dtype)
-        return cuda().cross_entropy_gradient(logits, checked, number)
-    return cuda().cross_entropy_gradient(logits, checked, 1.0) * factor
+        factor = check_real("factor", factor, logits.dtype)
+    else:
+        factor = as_array(factor)
+        check_alike("factor", factor, "logits", logits)
+        if factor.size != 1:
+            raise ValueError(f"factor must be one number, got shape {factor.shape}")
+    return cuda().cross_entropy_gradient(logits, checked, factor)

@@ -47,13 +47,15 @@ def cross_entropy(logits: Array, labels: ArrayLike, reduction: str = "mean") -> 
     np.float64(0.346574)
     """
     divisor = _divisor(reduction, len(logits), "logits")
-    loss: Array = kernels.cross_entropy(logits, labels).sum() / divisor
-    return loss
+    loss: Array = kernels.cross_entropy(logits, labels).sum()
+    return loss if divisor == 1 else loss / divisor
 
 
 @cross_entropy.gradient("logits")
 def _(g: Array, out: Array, logits: Array, labels: ArrayLike, reduction: str) -> Array:
-    factor: Array = g / _divisor(reduction, len(logits), "logits")
+    divisor = _divisor(reduction, len(logits), "logits")
+    # On a GPU, a division takes a kernel.
+    factor: Array = g if divisor == 1 and not is_host(g) else g / divisor
     return kernels.cross_entropy_gradient(logits, labels, factor)
 
 

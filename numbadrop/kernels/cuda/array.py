@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda import elements
-from numbadrop.kernels.cuda.driver import SIMULATED, allocate, cuda
+from numbadrop.kernels.cuda.driver import SIMULATED, allocate, cuda, read
 from numbadrop.kernels.cuda.staging import send
 
 __all__ = ["DeviceArray", "device_indices"]
@@ -30,23 +31,29 @@ class DeviceArray(NDArrayOperatorsMixin):
 
     Parameters
     ----------
-    native : device array of Numba
-        C-contiguous.
+    shape : tuple of int
+    dtype : numpy.dtype
+    address : int
+        Of the first element, in the memory of the GPU; the simulator has a flat array instead.
+    memory : object
+        What keeps that memory from being used for anything else.
 
     Attributes
     ----------
-    native : device array of Numba
-        What kernels take.
     shape : tuple of int
     dtype : numpy.dtype
+    address : int
     """
 
-    __slots__ = ("dtype", "native", "shape")
+    __slots__ = ("_memory", "address", "dtype", "shape")
 
-    def __init__(self, native: Any) -> None:
-        self.native = native
-        self.shape: tuple[int, ...] = tuple(native.shape)
-        self.dtype: np.dtype[Any] = native.dtype
+    def __init__(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], address: Any, memory: Any
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.address = address
+        self._memory = memory
 
     @classmethod
     def empty(cls, shape: int | tuple[int, ...], dtype: DTypeLike) -> Self:
@@ -57,7 +64,10 @@ class DeviceArray(NDArrayOperatorsMixin):
         DeviceError, DeviceMemoryError
             If there is no GPU, or not enough memory on it.
         """
-        return cls(allocate((shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype)))
+        if isinstance(shape, int):
+            shape = (shape,)
+        dtype = np.dtype(dtype)
+        return cls(shape, dtype, *allocate(shape, dtype))
 
     @classmethod
     def full(cls, shape: int | tuple[int, ...], value: float, dtype: DTypeLike) -> Self:
@@ -71,7 +81,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         """Return a copy of a host array, which may be changed at once: the copy does not wait."""
         host = np.ascontiguousarray(array).reshape(np.shape(array))  # 0-d would become 1-d
         made = cls.empty(host.shape, host.dtype)
-        send(host, made.native)
+        send(host, made.address)
         return made
 
     @classmethod
@@ -102,7 +112,8 @@ class DeviceArray(NDArrayOperatorsMixin):
                 f"an array on the GPU must be C-contiguous, got strides {tuple(native.strides)} "
                 f"for shape {tuple(native.shape)}: make a contiguous copy first"
             )
-        return cls(native)
+        address = native.reshape(-1) if SIMULATED else native.__cuda_array_interface__["data"][0]
+        return cls(tuple(native.shape), native.dtype, address, native)
 
     @property
     def ndim(self) -> int:
@@ -121,25 +132,22 @@ class DeviceArray(NDArrayOperatorsMixin):
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        if not SIMULATED:
-            return self.native.__cuda_array_interface__
-        address = self.native._ary.ctypes.data
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (address, False),
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self._number(), False),
                 "strides": None, "version": 3}  # fmt: skip
 
-    @property
-    def address(self) -> int:
-        """Where the first element lies in the memory of the GPU."""
-        return int(self.__cuda_array_interface__["data"][0])
+    def _number(self) -> int:
+        address: int = self.address._ary.ctypes.data if SIMULATED else self.address
+        return address
 
     def shares_memory(self, other: DeviceArray) -> bool:
         """Whether an element of one is in the memory of the other."""
-        first, second = self.address, other.address
+        first, second = self._number(), other._number()
         return first < second + other.nbytes and second < first + self.nbytes
 
     def to_host(self) -> Array:
         """Return a copy in the memory of the host, once all kernels before have run."""
-        host: Array = self.native.copy_to_host()
+        host: Array = np.empty(self.shape, self.dtype)
+        read(self.address, host)
         return host
 
     def item(self) -> Any:
@@ -177,7 +185,9 @@ class DeviceArray(NDArrayOperatorsMixin):
                 wanted = tuple(self.size // rest if n == -1 else n for n in wanted)
         if min(wanted, default=0) < 0 or math.prod(wanted) != self.size:
             raise ValueError(f"cannot reshape an array of shape {self.shape} into {shape}")
-        return self if wanted == self.shape else DeviceArray(self.native.reshape(wanted))
+        if wanted == self.shape:
+            return self
+        return DeviceArray(wanted, self.dtype, self.address, self._memory)
 
     def ravel(self) -> DeviceArray:
         """Return the same memory as one axis."""
@@ -276,9 +286,9 @@ class DeviceArray(NDArrayOperatorsMixin):
         kinds = tuple(type(one) if isinstance(one, int | float) else np.asarray(one).dtype
                       if not isinstance(one, DeviceArray) else one.dtype
                       for one in plain)  # fmt: skip
-        *dtypes, dtype = ufunc.resolve_dtypes((*kinds, None))
+        *dtypes, dtype = _resolved(ufunc, kinds)
         out = _result(outs[0], inputs, dtype, ufunc.__name__)
-        elements.apply(function, out, *plain, dtypes=dtypes)
+        elements.apply(function, out, *plain, dtypes=tuple(dtypes))
         return out
 
     def __array_function__(
@@ -288,6 +298,11 @@ class DeviceArray(NDArrayOperatorsMixin):
         if own is None:
             raise TypeError(f"numpy.{function.__name__} does not run on the GPU")
         return own(*arguments, **named)
+
+
+@cache
+def _resolved(ufunc: np.ufunc, kinds: tuple[Any, ...]) -> tuple[np.dtype[Any], ...]:
+    return ufunc.resolve_dtypes((*kinds, None))
 
 
 def _simulated_view(array: Any, interface: dict[str, Any]) -> Any:
@@ -356,13 +371,15 @@ def _where(condition: Any, x: Any, y: Any) -> DeviceArray:
     _check_operands("numpy.where", (condition, x, y))
     dtype = np.result_type(*(one.dtype if isinstance(one, DeviceArray) else one for one in (x, y)))
     out = _result(None, (condition, x, y), dtype, "where")
-    dtypes = [np.dtype(np.bool_), dtype, dtype]
+    dtypes = np.dtype(np.bool_), dtype, dtype
     elements.apply(elements.select, out, condition, x, y, dtypes=dtypes)
     return out
 
 
 def _asarray(array: Any, dtype: Any = None) -> DeviceArray:
     """Return a device array; this is `numpy.asarray` with a device array as `like`."""
+    if type(array) is DeviceArray and dtype is None:
+        return array
     if hasattr(array, "__cuda_array_interface__"):
         made = DeviceArray.of(array)
         return made if dtype is None or made.dtype == dtype else made.astype(dtype)

@@ -14,7 +14,7 @@ import numpy as np
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
 from numbadrop.kernels.cuda.jit import device_function, kernel
-from numbadrop.kernels.cuda.memory import address_of, load, store
+from numbadrop.kernels.cuda.memory import load, store
 
 __all__ = ["ALONG", "DOWN", "for_each", "grid_of", "sum_columns"]
 
@@ -25,17 +25,17 @@ _CHUNK = 128
 _MOST_CHUNKS = 65_535
 
 
-def grid_of(rows: int, cols: int) -> tuple[int, tuple[int, int]]:
+def grid_of(rows: int, cols: int) -> tuple[int, tuple[int, int, int]]:
     """Return the rows of a block, and the grid."""
     chunk = max(_CHUNK, -(-rows // _MOST_CHUNKS))
-    return chunk, (-(-cols // ALONG), max(-(-rows // chunk), 1))
+    return chunk, (-(-cols // ALONG), max(-(-rows // chunk), 1), 1)
 
 
 @cache
-def _each_kernel(body: Any) -> Any:
+def _each_kernel(body: Any, real: Any) -> Any:
     along, down = ALONG, DOWN
 
-    @kernel(along * down)
+    @kernel(along, down, real=real)
     def each(rows, cols, chunk, operands):
         col = cuda.blockIdx.x * along + cuda.threadIdx.x
         first = cuda.blockIdx.y * chunk
@@ -47,17 +47,17 @@ def _each_kernel(body: Any) -> Any:
 
 
 def _addresses(operands: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(address_of(one) if type(one) is DeviceArray else one for one in operands)
+    return tuple(one.address if type(one) is DeviceArray else one for one in operands)
 
 
-def for_each(body: Any, rows: int, cols: int, *operands: Any) -> None:
+def for_each(body: Any, real: Any, rows: int, cols: int, *operands: Any) -> None:
     """Run the device function ``body(operands, at, row, col)`` for each element of a matrix.
 
-    `at` is its flat index. It gets arrays by their addresses.
+    `at` is its flat index. It gets arrays by their addresses, and floats as the type `real`.
     """
     if rows and cols:
         chunk, grid = grid_of(rows, cols)
-        _each_kernel(body)[grid, (ALONG, DOWN)](rows, cols, chunk, _addresses(operands))
+        _each_kernel(body, real)(grid, rows, cols, chunk, _addresses(operands))
 
 
 @cache
@@ -65,7 +65,7 @@ def _sums_kernel(terms: Any, count: int, dtype: np.dtype[Any]) -> Any:
     along, down, element = ALONG, DOWN, dtype.type
     size = count * along * down
 
-    @kernel(along * down)
+    @kernel(along, down, real=element)
     def sums(rows, cols, chunk, operands, out):
         shared = cuda.shared.array(size, element)
         totals = cuda.local.array(count, element)
@@ -112,10 +112,12 @@ def sum_columns(
     The device function ``terms(operands, at, row, col)`` returns it.
     """
     chunk, grid = grid_of(rows, cols)
-    out = DeviceArray.empty((grid[1], count * cols), dtype)
+    parts = grid[1]
+    out = DeviceArray.empty((parts * count, cols), dtype)
     if cols:
         run = _sums_kernel(terms, count, dtype)
-        run[grid, (ALONG, DOWN)](rows, cols, chunk, _addresses(operands), address_of(out))
-        if grid[1] > 1:
-            return sum_columns(itself(dtype), 1, dtype, *out.shape, out).reshape(count, cols)
-    return out.reshape(count, cols)
+        run(grid, rows, cols, chunk, _addresses(operands), out.address)
+        if parts > 1:
+            width = count * cols
+            return sum_columns(itself(dtype), 1, dtype, parts, width, out).reshape(count, cols)
+    return out

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.gather import Layout, Operand
-from numbadrop.kernels.cuda.memory import address_of
 from numbadrop.kernels.cuda.operands import comes_in_vectors, indices, transposed
 from numbadrop.kernels.cuda.product import Ending, Target, multiply
 from numbadrop.kernels.geometry import Geometry, Taps
@@ -107,8 +106,8 @@ def _images(x: DeviceArray, patches: _Patches, along_depth: bool) -> tuple[Opera
     height, width, channels = x.shape[1:]
     layout = Layout(along_depth, comes_in_vectors(x, channels), True, True, patches.framed)
     operand = Operand(
-        address_of(x), address_of(outer), 1, outer.shape[1],
-        address_of(depth), 1, height, width,
+        x.address, outer.address, 1, outer.shape[1],
+        depth.address, 1, height, width,
     )  # fmt: skip
     return operand, layout
 
@@ -124,14 +123,14 @@ def gathered_conv2d(
     # All channels of one tap lie behind those of the tap before.
     rows = None if in_channels is None else _depth(patches.order, n_in, in_channels, n_in)
     cols = out.shape[3]
-    places = 0 if rows is None else address_of(rows)
-    weights = Operand(address_of(w), indices(out_channels), 1, cols, places, n_out)
+    places = 0 if rows is None else rows.address
+    weights = Operand(w.address, indices(out_channels), 1, cols, places, n_out)
     layout = Layout(
         False, out_channels is None and comes_in_vectors(w, n_out), out_channels is not None,
         in_channels is not None,
     )  # fmt: skip
-    offset = 0 if bias is None else address_of(bias)
-    target = Target(address_of(out), 0, cols, 0, offset, slope, scale)
+    offset = 0 if bias is None else bias.address
+    target = Target(out.address, 0, cols, 0, offset, slope, scale)
     ending = Ending(biased=bias is not None)
     depth = taps * x.shape[3]
     multiply(out.dtype, *_images(x, patches, True), weights, layout, target, ending, depth)
@@ -149,8 +148,8 @@ def gathered_conv2d_t(
     layout = Layout(True, vector, in_channels is not None, True)
     for patches, pixels in _backward(g.shape, axes, out.shape[1:3]):
         places = _depth(patches.order, n_in * n_out, out_channels, n_out)
-        weights = Operand(address_of(w), indices(in_channels), n_out, cols, address_of(places), 1)
-        target = Target(address_of(out), address_of(pixels), cols, 0, 0, 1.0, 1.0)
+        weights = Operand(w.address, indices(in_channels), n_out, cols, places.address, 1)
+        target = Target(out.address, pixels.address, cols, 0, 0, 1.0, 1.0)
         depth = len(patches.order) * g.shape[3]
         ending = Ending(rows_gathered=True)
         multiply(out.dtype, *_images(g, patches, True), weights, layout, target, ending, depth)
@@ -160,7 +159,7 @@ def gathered_conv2d_t(
 def conv2d_at(x: DeviceArray, g: DeviceArray, *, axes: Axes, out: DeviceArray) -> DeviceArray:
     """See `numbadrop.kernels.conv2d_at`."""
     patches, gradient = _forward(x.shape, axes), g.reshape(-1, g.shape[3])
-    target = Target(address_of(out), 0, g.shape[3], 0, 0, 1.0, 1.0)
+    target = Target(out.address, 0, g.shape[3], 0, 0, 1.0, 1.0)
     images = _images(x, patches, False)
     multiply(out.dtype, *images, *transposed(gradient), target, Ending(), len(gradient))
     return out

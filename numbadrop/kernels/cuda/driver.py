@@ -1,56 +1,90 @@
-"""The one import of Numba's CUDA, and plain words where it, a GPU or its memory is missing."""
+"""The one import of Numba's CUDA, and plain words where it, a GPU or its memory is missing.
+
+Numba finds the GPU and compiles kernels. What happens in every step, kernels started, memory used
+again and copied, goes straight to the driver: Numba's ways take several times as long as a kernel.
+"""
 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
+from numbadrop.address import address_of
 from numbadrop.errors import DeviceError, DeviceMemoryError, needs_extra
 from numbadrop.kernels.cuda.pool import Pool, rounded
 
 with needs_extra("cuda", "a GPU"):
     # Some releases of Numba have a `numba.cuda` of their own, which is no longer maintained.
     import numba_cuda  # noqa: F401
+    from cuda.bindings import driver as bindings
     from numba import config, cuda
     from numba.cuda.cudadrv.error import CudaSupportError
 
-    if not config.ENABLE_CUDASIM:
-        from numba.cuda.cudadrv.devicearray import DeviceNDArray
-
-__all__ = ["SIMULATED", "allocate", "cuda", "launch"]
+__all__ = ["SIMULATED", "allocate", "bindings", "call", "check", "cuda", "read", "write"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether Python threads of the host stand in for a GPU: ``NUMBA_ENABLE_CUDASIM=1``."""
-
-_THREADS, _MOST_BLOCKS = (2, 1) if SIMULATED else (256, 4096)
-"""Of a kernel whose threads stride over the elements; a simulated thread is a thread of Python."""
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 """A net is allowed to be small."""
 
 
-_pool: Pool[Any] = Pool(lambda size: cuda.current_context().memalloc(size))
+def call(name: str, *arguments: Any) -> Any:
+    """Call a function of the driver, on the current context, and return what it gives.
+
+    Raises
+    ------
+    DeviceError
+        If it fails, or a kernel before it has.
+    """
+    status, *given = getattr(bindings, name)(*arguments)
+    check(name, status)
+    return given[0] if given else None
 
 
-def device_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """Return a device array of Numba, in memory that may have been used before."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    if SIMULATED or nbytes == 0:
-        return cuda.device_array(shape, dtype)
-    size = rounded(nbytes)
-    block = _pool.take(size)
-    give_back = partial(_pool.give_back, size, block)
-    memory = cuda.MemoryPointer(block.context, block.device_pointer, size, finalizer=give_back)
-    strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    return DeviceNDArray(shape, strides, dtype, gpu_data=memory)
+def check(name: str, status: Any) -> None:
+    """Raise a `DeviceError` unless the driver's function of this name has succeeded."""
+    if status != 0:
+        raise DeviceError(f"{name} of the GPU's driver failed: {status.name}")
 
 
-def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-    """Return a new device array of Numba.
+def _new_block(size: int) -> int:
+    cuda.current_context()  # The driver asks for one of each thread.
+    return int(call("cuMemAlloc", size))
+
+
+def _free_block(address: int) -> None:
+    call("cuMemFree", address)
+
+
+_pool = Pool(_new_block, _free_block)
+
+
+class _Memory:
+    """Memory of the GPU that goes back to the pool when nobody holds it any more."""
+
+    __slots__ = ("_size", "address")
+
+    def __init__(self, size: int, address: int) -> None:
+        self._size, self.address = size, address
+
+    def __del__(self) -> None:
+        _pool.give_back(self._size, self.address)
+
+
+def _take(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    if SIMULATED:
+        flat = cuda.device_array(math.prod(shape), dtype)
+        return flat, flat
+    size = rounded(max(math.prod(shape), 1) * dtype.itemsize)
+    memory = _Memory(size, _pool.take(size))
+    return memory.address, memory
+
+
+def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """Return the address of new memory, and what holds it; the simulator has flat arrays for both.
 
     Raises
     ------
@@ -60,7 +94,7 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
         If there is not enough memory. Nothing else is lost: arrays stay as they are.
     """
     try:
-        return device_array(shape, np.dtype(dtype))
+        return _take(shape, dtype)
     except CudaSupportError as error:
         reason = " ".join(str(error).split())
         raise DeviceError(
@@ -71,15 +105,30 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
         # The class depends on the release of numba-cuda, the name of the code does not.
         if "OUT_OF_MEMORY" not in str(error):
             raise
-        wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        wanted = math.prod(shape) * dtype.itemsize
         raise DeviceMemoryError(
-            f"the GPU has no memory left for an array of shape {shape} and {np.dtype(dtype)}, "
+            f"the GPU has no memory left for an array of shape {shape} and {dtype}, "
             f"{wanted} bytes: take smaller batches, or go on with model.to('cpu')"
         ) from error
 
 
-def launch(kernel: Any, size: int, *arguments: Any) -> None:
-    """Run a kernel whose threads stride over `size` elements; nothing is run for none."""
-    if size > 0:
-        blocks = min(-(-size // _THREADS), _MOST_BLOCKS)
-        kernel[blocks, _THREADS](*arguments)
+def read(address: Any, host: np.ndarray[Any, Any]) -> None:
+    """Fill a C-contiguous host array from the GPU, once all kernels before have run."""
+    if host.size == 0:
+        return
+    if SIMULATED:
+        host[...] = address.copy_to_host().reshape(host.shape)
+        return
+    cuda.current_context()
+    call("cuMemcpyDtoH", address_of(host), address, host.nbytes)
+
+
+def write(address: Any, host: np.ndarray[Any, Any]) -> None:
+    """Copy a C-contiguous host array to the GPU, once all kernels before have run."""
+    if host.size == 0:
+        return
+    if SIMULATED:
+        address.copy_to_device(host.reshape(-1))
+        return
+    cuda.current_context()
+    call("cuMemcpyHtoD", address, address_of(host), host.nbytes)

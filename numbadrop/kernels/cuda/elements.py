@@ -6,19 +6,18 @@ Each is generated from one description for the functions, dtypes and index sets 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
-from numbadrop.kernels.cuda.driver import cuda, launch
-from numbadrop.kernels.cuda.jit import device_function, kernel
-from numbadrop.kernels.cuda.memory import address_of, load, store
+from numbadrop.kernels.cuda.driver import cuda
+from numbadrop.kernels.cuda.jit import STRIDING, device_function, grid_over, kernel
+from numbadrop.kernels.cuda.memory import load, store
 
 __all__ = ["FUNCTIONS", "apply", "identity", "move_block", "select", "sum_axis"]
 
-_THREADS = 256
 _CHUNK = 128
 """Elements that one thread sums; the sums of such chunks are summed in turn. The order depends on
 the shape alone, and the error grows with the logarithm of the number of elements."""
@@ -82,7 +81,7 @@ def _elementwise(
     (a_kind, b_kind, c_kind) = kinds
     a_of, b_of, c_of = map(_reader, stored)
 
-    @kernel(_THREADS)
+    @kernel(STRIDING)
     def run(out, size, a, b, c, shape, strides):
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             left, a_at, b_at, c_at = i, 0, 0, 0
@@ -121,11 +120,37 @@ def _collapsed(
     return tuple(lengths or [1]), tuple(steps or [(0, 0, 0)])
 
 
+@lru_cache(maxsize=1024)
+def _prepared(
+    function: Function,
+    out_shape: tuple[int, ...],
+    out_dtype: np.dtype[Any],
+    given: tuple[tuple[tuple[int, ...], np.dtype[Any]] | None, ...],
+    dtypes: tuple[np.dtype[Any], ...],
+    axes: tuple[int, ...] | None,
+) -> tuple[Any, tuple[Any, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Return the kernel, what numbers become, and the axes with the strides of each operand.
+
+    `given` has the shape and dtype of each operand, None for a number.
+    """
+    strides = []
+    for operand in given:
+        own = () if operand is None else operand[0]
+        steps = [step if length > 1 else 0 for step, length in zip(_dense(own), own, strict=True)]
+        steps = [0] * (len(out_shape) - len(own)) + steps
+        whole = axes is None or operand is None
+        strides.append(steps if whole else [steps[axis] for axis in axes or ()])
+    kinds = tuple(dtype.type for dtype in dtypes)
+    stored = tuple(None if operand is None else operand[1].type for operand in given)
+    run = _elementwise(function, kinds, stored, out_dtype.type)
+    return run, kinds, *_collapsed(out_shape, list(zip(*strides, strict=True)))
+
+
 def apply(
     function: Function,
     out: Any,
     *operands: Any,
-    dtypes: Sequence[np.dtype[Any]] = (),
+    dtypes: tuple[np.dtype[Any], ...] = (),
     axes: tuple[int, ...] | None = None,
 ) -> None:
     """Set each element of a device array to a function of those of operands, with broadcasting.
@@ -137,37 +162,33 @@ def apply(
     out : DeviceArray
     *operands : DeviceArray or number
         One to three. An array may be `out` itself.
-    dtypes : sequence of numpy.dtype
+    dtypes : tuple of numpy.dtype
         What the operands are cast to first; by default that of `out`.
     axes : tuple of int, optional
         Read the operands, all of one shape, with their axes in this order.
     """
+    size = out.size
+    if size == 0:
+        return
     missing = 3 - len(operands)
-    given = [*operands, *[0] * missing]
-    kinds = tuple(dtype.type for dtype in [*(dtypes or [out.dtype] * len(operands))])
-    kinds += (out.dtype.type,) * missing
-    scalar = tuple(not hasattr(operand, "native") for operand in given)
-    strides = []
-    for operand, alone in zip(given, scalar, strict=True):
-        own = () if alone else operand.shape
-        steps = [step if length > 1 else 0 for step, length in zip(_dense(own), own, strict=True)]
-        steps = [0] * (len(out.shape) - len(own)) + steps
-        strides.append(steps if axes is None or alone else [steps[axis] for axis in axes])
-    shape, steps_of_axes = _collapsed(out.shape, list(zip(*strides, strict=True)))
-    values = [
-        kind(operand) if alone else address_of(operand)
-        for operand, alone, kind in zip(given, scalar, kinds, strict=True)
-    ]
-    stored = tuple(
-        None if alone else operand.dtype.type for operand, alone in zip(given, scalar, strict=True)
+    operands += (0,) * missing
+    dtypes = (dtypes or (out.dtype,) * (3 - missing)) + (out.dtype,) * missing
+    arrays = [hasattr(operand, "address") for operand in operands]
+    given = tuple(
+        (operand.shape, operand.dtype) if is_array else None
+        for operand, is_array in zip(operands, arrays, strict=True)
     )
-    run = _elementwise(function, kinds, stored, out.dtype.type)
-    launch(run, out.size, address_of(out), out.size, *values, shape, steps_of_axes)
+    run, kinds, shape, steps = _prepared(function, out.shape, out.dtype, given, dtypes, axes)
+    values = [
+        operand.address if is_array else kind(operand)
+        for operand, is_array, kind in zip(operands, arrays, kinds, strict=True)
+    ]
+    run(grid_over(size), out.address, size, *values, shape, steps)
 
 
 @cache
 def _summation(kind: type) -> Any:
-    @kernel(_THREADS)
+    @kernel(STRIDING)
     def run(out, size, x, length, inner, chunks):
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             k = i % inner
@@ -187,7 +208,9 @@ def sum_axis(x: Any, outer: int, length: int, inner: int) -> Any:
     while True:
         chunks = max(1, -(-length // _CHUNK))
         sums = type(x).empty(outer * chunks * inner, x.dtype)
-        launch(run, sums.size, address_of(sums), sums.size, address_of(x), length, inner, chunks)
+        if sums.size:
+            grid = grid_over(sums.size)
+            run(grid, sums.address, sums.size, x.address, length, inner, chunks)
         if chunks == 1:
             return sums
         x, length = sums, chunks
@@ -205,7 +228,7 @@ def _block(kind: Any, rows_gathered: bool, cols_gathered: bool, write: bool) -> 
         device_function((every, gathered)[is_set]) for is_set in (rows_gathered, cols_gathered)
     )
 
-    @kernel(_THREADS)
+    @kernel(STRIDING)
     def run(block, size, whole, rows, cols, count, width):
         for i in range(cuda.grid(1), size, cuda.gridsize(1)):
             at = row_of(rows, i // count) * width + col_of(cols, i % count)
@@ -231,6 +254,7 @@ def move_block(block: Any, whole: Any, width: int, rows: Any, cols: Any, write: 
     """
     count = max(1, width if cols is None else len(cols))
     run = _block(whole.dtype.type, rows is not None, cols is not None, write)
-    places = (() if units is None else address_of(units) for units in (rows, cols))
+    places = (0 if units is None else units.address for units in (rows, cols))
     size = block.size
-    launch(run, size, address_of(block), size, address_of(whole), *places, count, width)
+    if size:
+        run(grid_over(size), block.address, size, whole.address, *places, count, width)

@@ -51,13 +51,14 @@ def rectifier_gradient(
     if slope == scale == 1:
         h, sums = g, sum_columns(itself(dtype), 1, dtype, *g.shape, g)
     else:
-        h, factors = DeviceArray.empty(g.shape, dtype), map(dtype.type, (scale, scale * slope))
+        h = DeviceArray.empty(g.shape, dtype)
+        factors = scale, scale * slope
         sums = sum_columns(_gradient(dtype), 1, dtype, *g.shape, g, y, h, *factors)
     return h, sums.reshape(cols)
 
 
 def take_columns(x: DeviceArray, cols: IndexSet, factor: float) -> DeviceArray:
     """See `numbadrop.kernels.take_columns`."""
-    y, factor = DeviceArray.empty((x.shape[0], len(cols)), x.dtype), x.dtype.type(factor)
-    for_each(_take(x.dtype), *y.shape, x, x.shape[1], indices(cols), y, factor)
+    y = DeviceArray.empty((x.shape[0], len(cols)), x.dtype)
+    for_each(_take(x.dtype), x.dtype.type, *y.shape, x, x.shape[1], indices(cols), y, factor)
     return y

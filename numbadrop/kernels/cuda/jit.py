@@ -1,16 +1,148 @@
-"""How functions are compiled: for a GPU, or not at all where the simulator runs them."""
+"""How functions are compiled and kernels started; under the simulator, Python runs them."""
 
 from __future__ import annotations
 
+import ctypes
+import math
 import sys
+import threading
 from collections.abc import Callable
+from functools import cache
+from struct import Struct
 from typing import Any
 
 import numpy as np
 
-from numbadrop.kernels.cuda.driver import SIMULATED, cuda
+from numbadrop.kernels.cuda.driver import SIMULATED, bindings, check, cuda
 
-__all__ = ["ALIGNMENT", "device_function", "kernel"]
+__all__ = ["ALIGNMENT", "STRIDING", "Grid", "Kernel", "device_function", "grid_over", "kernel"]
+
+Grid = tuple[int, int, int]
+
+STRIDING, _MOST_BLOCKS = (2, 1) if SIMULATED else (256, 4096)
+"""Threads of a kernel whose threads stride over elements; a simulated one is a thread of Python."""
+
+
+def grid_over(size: int) -> Grid:
+    """Return the grid of a kernel of `STRIDING` threads that stride over so many elements."""
+    return min(-(-size // STRIDING), _MOST_BLOCKS), 1, 1
+
+
+def kernel(*block: int, blocks: int = 1, real: Any = float) -> Callable[[Any], Any]:
+    """Return a decorator for a `Kernel` whose blocks have so many threads along each axis."""
+    return lambda function: Kernel(function, block, blocks, real)
+
+
+def _depth(arguments: Any) -> int:
+    """Return how deep tuples are nested."""
+    return max((1 + _depth(one) for one in arguments if isinstance(one, tuple)), default=0)
+
+
+def _flat(arguments: Any) -> list[Any]:
+    """Return the arguments, and the contents of tuples among them."""
+    found: list[Any] = []
+    for one in arguments:
+        if isinstance(one, tuple):
+            found += one
+        else:
+            found.append(one)
+    return found
+
+
+class Kernel:
+    """A kernel of numbers and tuples of them, called as ``kernel(grid, *arguments)``.
+
+    It is compiled for the types of its first call, and again where there are more or fewer numbers.
+
+    Parameters
+    ----------
+    function : callable
+    block : tuple of int
+        Threads of a block, along one to three axes.
+    blocks : int
+        Blocks that are to share a multiprocessor.
+    real : type
+        What a float becomes: in a kernel of float32, a float64 would double the width of all that
+        it meets.
+    """
+
+    def __init__(self, function: Any, block: tuple[int, ...], blocks: int, real: Any) -> None:
+        self.function = function
+        self.real = real
+        self.block = (*block, 1, 1)[:3]
+        self.bounds = math.prod(block), blocks
+        self._depth: int | None = None
+        self._compiled: dict[int, tuple[Any, Struct, Any]] = {}
+
+    def __call__(self, grid: Grid, *arguments: Any) -> None:
+        """Start the kernel; nobody waits for it."""
+        if SIMULATED:
+            cuda.jit(self.function)[grid, self.block](*arguments)
+            return
+        if self._depth is None:
+            self._depth = _depth(arguments)
+        numbers: Any = arguments
+        for _ in range(self._depth):
+            numbers = _flat(numbers)
+        found = self._compiled.get(len(numbers))
+        if found is None:
+            found = self._compiled[len(numbers)] = self._compile(arguments)
+        handle, layout, _ = found
+        place = _parameters()
+        layout.pack_into(place.numbers, 0, *numbers)
+        place.size.value = layout.size
+        (status,) = _launch(handle, *grid, *self.block, 0, 0, 0, place.address)
+        if status != 0:
+            check("cuLaunchKernel", status)
+
+    def sample(self, argument: Any) -> Any:
+        """Return an argument whose type is the one that the kernel sees."""
+        if not isinstance(argument, tuple):
+            return self.real(argument) if isinstance(argument, float) else argument
+        fields = map(self.sample, argument)
+        return type(argument)(*fields) if hasattr(argument, "_fields") else tuple(fields)
+
+    def _compile(self, arguments: tuple[Any, ...]) -> tuple[Any, Struct, Any]:
+        """Return the kernel as the driver takes it, its parameters, and what keeps it loaded."""
+        made = cuda.jit(launch_bounds=self.bounds)(self.function)
+        kinds = tuple(made.typeof_pyval(self.sample(one)) for one in arguments)
+        code = made.compile(kinds)._codelibrary.get_cufunc()
+        return bindings.CUfunction(int(code.handle)), _layout(kinds), (made, code)
+
+
+def _layout(kinds: Any) -> Struct:
+    """Return how numbers of these types lie in the memory of parameters."""
+
+    def letters(kind: Any) -> str:
+        return "".join(map(letters, kind.types)) if hasattr(kind, "types") else _LETTERS[str(kind)]
+
+    return Struct("".join(map(letters, kinds)))
+
+
+_launch = bindings.cuLaunchKernel
+_LETTERS = {"bool": "?", "int64": "q", "float32": "f", "float64": "d"}
+_MOST_BYTES = 4096
+"""Of the parameters of a kernel."""
+
+
+class _Parameters(threading.local):
+    """Where a thread puts the parameters of the kernel that it starts next."""
+
+    def __init__(self) -> None:
+        cuda.current_context()  # The driver asks for one of each thread.
+        self.numbers = ctypes.create_string_buffer(_MOST_BYTES)
+        self.size = ctypes.c_size_t()
+        end, pointer, size = 0, 1, 2  # CU_LAUNCH_PARAM_...
+        self._list = (ctypes.c_void_p * 5)(
+            pointer, ctypes.addressof(self.numbers), size, ctypes.addressof(self.size), end
+        )
+        self.address = ctypes.addressof(self._list)
+
+
+@cache
+def _parameters() -> _Parameters:
+    return _Parameters()
+
 
 if SIMULATED:
     from numba.cuda.simulator.kernelapi import FakeCUDAShared
@@ -20,10 +152,6 @@ if SIMULATED:
     def device_function(function: Any) -> Any:
         """Return the function itself."""
         return function
-
-    def kernel(threads: int, blocks: int = 1) -> Callable[[Any], Any]:
-        """Return a decorator for a kernel."""
-        return cuda.jit
 
     def _shared_array(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> Any:
         frame = sys._getframe(1)
@@ -40,7 +168,3 @@ else:
     def device_function(function: Any) -> Any:
         """Compile a function that is inlined where a kernel calls it."""
         return cuda.jit(device=True, forceinline=True)(function)
-
-    def kernel(threads: int, blocks: int = 1) -> Callable[[Any], Any]:
-        """Return a decorator for a kernel of so many threads, blocks of which share a processor."""
-        return cuda.jit(launch_bounds=(threads, blocks))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda.array import DeviceArray
-from numbadrop.kernels.cuda.memory import address_of
 from numbadrop.kernels.cuda.operands import compact, indices, submatrix, transposed
 from numbadrop.kernels.cuda.product import Ending, Target, multiply
 
@@ -16,7 +15,7 @@ __all__ = [
     "scatter_matmul",
 ]
 
-_PLAIN = Ending()
+_PLAIN, _BIASED = Ending(), Ending(biased=True)
 
 
 def gathered_matmul(
@@ -32,9 +31,9 @@ def gathered_linear(
     cols: IndexSet | None, *, slope: float, scale: float, out: DeviceArray,
 ) -> DeviceArray:  # fmt: skip
     """See `numbadrop.kernels.gathered_linear`."""
-    bias = 0 if b is None else address_of(b)
-    target = Target(address_of(out), 0, out.shape[1], 0, bias, slope, scale)
-    ending = _PLAIN if b is None else _PLAIN._replace(biased=True)
+    bias = 0 if b is None else b.address
+    target = Target(out.address, 0, out.shape[1], 0, bias, slope, scale)
+    ending = _PLAIN if b is None else _BIASED
     multiply(out.dtype, *compact(x), *submatrix(w, rows, cols, False), target, ending, x.shape[1])
     return out
 
@@ -44,14 +43,14 @@ def gathered_matmul_t(
     out: DeviceArray,
 ) -> DeviceArray:  # fmt: skip
     """See `numbadrop.kernels.gathered_matmul_t`."""
-    target = Target(address_of(out), 0, out.shape[1], 0, 0, 1.0, 1.0)
+    target = Target(out.address, 0, out.shape[1], 0, 0, 1.0, 1.0)
     multiply(out.dtype, *compact(g), *submatrix(w, rows, cols, True), target, _PLAIN, g.shape[1])
     return out
 
 
 def matmul_at(x: DeviceArray, g: DeviceArray, *, out: DeviceArray) -> DeviceArray:
     """See `numbadrop.kernels.matmul_at`."""
-    target = Target(address_of(out), 0, out.shape[1], 0, 0, 1.0, 1.0)
+    target = Target(out.address, 0, out.shape[1], 0, 0, 1.0, 1.0)
     multiply(out.dtype, *transposed(x), *transposed(g), target, _PLAIN, len(x))
     return out
 
@@ -61,7 +60,7 @@ def scatter_matmul(
     out: DeviceArray, alpha: float,
 ) -> DeviceArray:  # fmt: skip
     """See `numbadrop.kernels.scatter_matmul`."""
-    target = Target(address_of(out), indices(rows), out.shape[1], indices(cols), 0, 1.0, alpha)
+    target = Target(out.address, indices(rows), out.shape[1], indices(cols), 0, 1.0, alpha)
     ending = Ending(rows is not None, cols is not None, added=True)
     multiply(out.dtype, *transposed(x), *transposed(g), target, ending, len(x))
     return out

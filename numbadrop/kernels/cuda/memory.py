@@ -1,8 +1,8 @@
 """Elements of arrays on the GPU by their address, moves of 16 bytes, and copies in the background.
 
-Kernels take addresses: to hand over an array takes Numba several times as long. And what its own
-indexing does to an index, wrapping it around and multiplying it by strides that the compiler does
-not know, would stand in the middle of the main loop.
+Kernels take addresses, of which a kernel is started with one number instead of seven. And what
+Numba's own indexing does to an index, wrapping it around and multiplying it by strides that the
+compiler does not know, would stand in the middle of the main loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from numbadrop.kernels.cuda.driver import SIMULATED
 
 __all__ = [
     "VECTOR_BYTES",
-    "address_of",
     "commit",
     "copier",
     "copy_vector",
@@ -28,10 +27,6 @@ VECTOR_BYTES = 16
 
 
 if SIMULATED:
-
-    def address_of(array: Any) -> Any:
-        """Return what stands for the address of a `DeviceArray`: a flat view of it."""
-        return array.native.reshape(-1)
 
     def load(address, index, element):
         """Return an element of the type `element`."""
@@ -75,10 +70,6 @@ else:
     _GLOBAL, _SHARED = 1, 3
     """The address spaces of a device's memory, and of what the threads of a block share."""
     _I32 = ir.IntType(32)
-
-    def address_of(array: Any) -> Any:
-        """Return the address of a `DeviceArray`, which the caller keeps alive."""
-        return int(array.native.gpu_data.device_pointer)
 
     def _global(context: Any, builder: Any, element: Any, address: Any, index: Any) -> Any:
         pointer = ir.PointerType(context.get_data_type(element), _GLOBAL)

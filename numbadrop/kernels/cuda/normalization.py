@@ -135,7 +135,7 @@ def batch_moments(x: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
     rows, units = x.shape
     sums = sum_columns(_distances(x.dtype), 2, _DOUBLE, rows, units, x)
     mean, variance = DeviceArray.empty(units, _DOUBLE), DeviceArray.empty(units, _DOUBLE)
-    for_each(_moments(x.dtype), 1, units, x, sums, rows, units, mean, variance)
+    for_each(_moments(x.dtype), float, 1, units, x, sums, rows, units, mean, variance)
     return mean, variance
 
 
@@ -150,11 +150,11 @@ def batch_norm(
     factors = (x if weight is None else weight), (x if bias is None else bias)
     given = weight is not None, bias is not None
     for_each(
-        _forward_coefficients(x.dtype), 1, units,
+        _forward_coefficients(x.dtype), float, 1, units,
         variance, eps, *factors, *given, units, coefficients,
     )  # fmt: skip
     y = DeviceArray.empty(x.shape, x.dtype)
-    for_each(_normalize(x.dtype), rows, units, x, mean, coefficients, units, y)
+    for_each(_normalize(x.dtype), float, rows, units, x, mean, coefficients, units, y)
     return y
 
 
@@ -168,10 +168,10 @@ def batch_norm_gradient(
     coefficients = DeviceArray.empty((3, units), _DOUBLE)
     d_weight, d_bias = DeviceArray.empty(units, x.dtype), DeviceArray.empty(units, x.dtype)
     for_each(
-        _gradient_coefficients(x.dtype), 1, units,
+        _gradient_coefficients(x.dtype), float, 1, units,
         variance, eps, x if weight is None else weight, weight is not None, sums, rows, units,
         training and rows > 0, coefficients, d_weight, d_bias,
     )  # fmt: skip
     dx = DeviceArray.empty(x.shape, x.dtype)
-    for_each(_normalize_gradient(x.dtype), rows, units, g, x, mean, coefficients, units, dx)
+    for_each(_normalize_gradient(x.dtype), float, rows, units, g, x, mean, coefficients, units, dx)
     return dx, d_weight, d_bias

@@ -8,7 +8,7 @@ from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda.array import DeviceArray, device_indices
 from numbadrop.kernels.cuda.driver import SIMULATED
 from numbadrop.kernels.cuda.gather import Layout, Operand
-from numbadrop.kernels.cuda.memory import VECTOR_BYTES, address_of
+from numbadrop.kernels.cuda.memory import VECTOR_BYTES
 
 __all__ = ["comes_in_vectors", "compact", "indices", "submatrix", "transposed"]
 
@@ -16,26 +16,26 @@ __all__ = ["comes_in_vectors", "compact", "indices", "submatrix", "transposed"]
 def indices(units: IndexSet | None) -> Any:
     """Return what an operand has for the indices of an axis."""
     found = device_indices(units)
-    return 0 if found is None else address_of(found)
+    return 0 if found is None else found.address
 
 
 def comes_in_vectors(array: DeviceArray, length: int) -> bool:
     """Whether each row of so many elements is a number of vectors, in the right place."""
     if length % (VECTOR_BYTES // array.dtype.itemsize):
         return False
-    return SIMULATED or address_of(array) % VECTOR_BYTES == 0
+    return SIMULATED or array.address % VECTOR_BYTES == 0
 
 
 def compact(x: DeviceArray) -> tuple[Operand, Layout]:
     """Describe a matrix whose columns are the depth."""
     rows, cols = x.shape
-    return Operand(address_of(x), 0, cols, rows, 0, 1), Layout(True, comes_in_vectors(x, cols))
+    return Operand(x.address, 0, cols, rows, 0, 1), Layout(True, comes_in_vectors(x, cols))
 
 
 def transposed(x: DeviceArray) -> tuple[Operand, Layout]:
     """Describe a matrix whose rows are the depth."""
     cols = x.shape[1]
-    return Operand(address_of(x), 0, 1, cols, 0, cols), Layout(False, comes_in_vectors(x, cols))
+    return Operand(x.address, 0, 1, cols, 0, cols), Layout(False, comes_in_vectors(x, cols))
 
 
 def submatrix(
@@ -48,9 +48,9 @@ def submatrix(
     vector = cols is None and comes_in_vectors(w, n_out)
     if transposed:
         count = n_in if rows is None else len(rows)
-        operand = Operand(address_of(w), *down, count, *along)
+        operand = Operand(w.address, *down, count, *along)
     else:
         count = n_out if cols is None else len(cols)
-        operand = Operand(address_of(w), *along, count, *down)
+        operand = Operand(w.address, *along, count, *down)
     gathered = rows is not None, cols is not None
     return operand, Layout(transposed, vector, *(gathered if transposed else gathered[::-1]))

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from functools import lru_cache
 
 __all__ = ["Pool", "rounded"]
 
 _LEAST = 512
 """Bytes of the smallest block, a multiple of what any access wants to be aligned to."""
 
-Block = TypeVar("Block")
 
-
+@lru_cache(maxsize=1024)
 def rounded(nbytes: int) -> int:
     """Return the size of the block for so many bytes: at most an eighth more.
 
@@ -31,21 +30,23 @@ def rounded(nbytes: int) -> int:
     return -(-nbytes // step) * step
 
 
-class Pool(Generic[Block]):
+class Pool:
     """Blocks of memory that were given back, and where others come from.
 
     Parameters
     ----------
     allocate : callable
-        Returns a new block of a size, or raises an error.
+        Returns the address of a new block of a size, or raises an error.
+    release : callable
+        Frees the block at an address.
     """
 
-    def __init__(self, allocate: Callable[[int], Block]) -> None:
-        self._allocate = allocate
-        self._free: defaultdict[int, list[Block]] = defaultdict(list)
+    def __init__(self, allocate: Callable[[int], int], release: Callable[[int], None]) -> None:
+        self._allocate, self._release = allocate, release
+        self._free: defaultdict[int, list[int]] = defaultdict(list)
 
-    def take(self, size: int) -> Block:
-        """Return a block of a `rounded` size.
+    def take(self, size: int) -> int:
+        """Return the address of a block of a `rounded` size.
 
         Where there is no memory for it, blocks of other sizes are let go first.
         """
@@ -58,9 +59,11 @@ class Pool(Generic[Block]):
         except Exception:  # Of whatever class: a second failure is not caught.
             if not any(self._free.values()):
                 raise
-            self._free.clear()
+        for blocks in list(self._free.values()):
+            while blocks:
+                self._release(blocks.pop())
         return self._allocate(size)
 
-    def give_back(self, size: int, block: Block) -> None:
+    def give_back(self, size: int, address: int) -> None:
         """Keep a block that nobody holds any more."""
-        self._free[size].append(block)
+        self._free[size].append(address)

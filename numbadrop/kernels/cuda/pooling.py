@@ -112,11 +112,11 @@ def _pooled(
     x: DeviceArray, window: Window, largest: bool, start: float, factor: float
 ) -> DeviceArray:
     batch, height, width, units = x.shape
-    places, real = window.positions(height, width), x.dtype.type
+    places = window.positions(height, width)
     y = DeviceArray.empty((batch, *places, units), x.dtype)
     for_each(
-        _pool(x.dtype, largest), batch * places[0] * places[1], units,
-        x, y, window, height, width, *places, units, real(start), real(factor),
+        _pool(x.dtype, largest), x.dtype.type, batch * places[0] * places[1], units,
+        x, y, window, height, width, *places, units, start, factor,
     )  # fmt: skip
     return y
 
@@ -138,7 +138,7 @@ def max_pool2d_gradient(
     dx = DeviceArray.empty(x.shape, x.dtype)
     batch, height, width, units = x.shape
     for_each(
-        _max_gradient(x.dtype), batch * height * width, units,
+        _max_gradient(x.dtype), x.dtype.type, batch * height * width, units,
         g, dx, window, height, width, *g.shape[1:3], units, x, y,
     )  # fmt: skip
     return dx
@@ -150,9 +150,9 @@ def avg_pool2d_gradient(
     """See `numbadrop.kernels.avg_pool2d_gradient`."""
     dx = DeviceArray.empty(shape, g.dtype)
     batch, height, width, units = shape
-    factor = g.dtype.type(1 / (window.height * window.width))
+    factor = 1 / (window.height * window.width)
     for_each(
-        _avg_gradient(g.dtype), batch * height * width, units,
+        _avg_gradient(g.dtype), g.dtype.type, batch * height * width, units,
         g, dx, window, height, width, *g.shape[1:3], units, factor,
     )  # fmt: skip
     return dx

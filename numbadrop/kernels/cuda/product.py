@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbadrop.kernels.cuda.array import DeviceArray
-from numbadrop.kernels.cuda.driver import SIMULATED, cuda, launch
+from numbadrop.kernels.cuda.driver import SIMULATED, cuda
 from numbadrop.kernels.cuda.gather import PADDING, Layout, Operand, loader, place
-from numbadrop.kernels.cuda.jit import ALIGNMENT, device_function, kernel
-from numbadrop.kernels.cuda.memory import VECTOR_BYTES, address_of, commit, load, store, waiter
+from numbadrop.kernels.cuda.jit import ALIGNMENT, STRIDING, Grid, device_function, grid_over, kernel
+from numbadrop.kernels.cuda.memory import VECTOR_BYTES, commit, load, store, waiter
 from numbadrop.kernels.cuda.tile import Tile, multiplier
 
 __all__ = ["TILES", "Ending", "Target", "multiply", "product_kernel"]
@@ -148,7 +148,7 @@ def product_kernel(
     add_product = multiplier(tile, dtype, fetch_some)
 
     # Numba adds two int32 to an int64. Where the sum is kept, a cast saves a register.
-    @kernel(threads, max(_THREADS // threads, 1))
+    @kernel(threads, blocks=max(_THREADS // threads, 1))
     def product(a, b, target, depth, share):
         shared = cuda.shared.array(shared_size, element, alignment=ALIGNMENT)
         sums = cuda.local.array(sums_size, element)
@@ -222,7 +222,7 @@ def _summing_kernel(dtype: np.dtype[Any], biases_gathered: bool, ending: Ending)
     element = dtype.type
     finish = _finisher(ending, dtype, biases_gathered)
 
-    @cuda.jit
+    @kernel(STRIDING)
     def add_partial_products(partial, shares, a, b, target):
         area = a.outer_count * b.outer_count
         for at in range(cuda.grid(1), area, cuda.gridsize(1)):
@@ -251,7 +251,6 @@ def _cycles(tile: Tile, shares: int, rows: int, cols: int, depth: int, itemsize:
     return cycles
 
 
-@lru_cache(maxsize=1024)
 def _plan(dtype: np.dtype[Any], rows: int, cols: int, depth: int) -> tuple[Tile, int]:
     """Choose a tile, and the depth of a share: a number of whole slices."""
     plans = [
@@ -266,6 +265,20 @@ def _plan(dtype: np.dtype[Any], rows: int, cols: int, depth: int) -> tuple[Tile,
     return tile, -(-depth // (shares * tile.depth)) * tile.depth
 
 
+@lru_cache(maxsize=1024)
+def _prepared(
+    dtype: np.dtype[Any], a_layout: Layout, b_layout: Layout, ending: Ending,
+    rows: int, cols: int, depth: int,
+) -> tuple[Any, Grid, int, Any]:  # fmt: skip
+    """Return the kernel with its grid, the depth of a share, and the kernel that adds shares."""
+    tile, share = _plan(dtype, rows, cols, depth)
+    shares = -(-depth // share) if depth else 0
+    grid = -(-rows // tile.rows), -(-cols // tile.cols), shares
+    add = None if shares == 1 else _summing_kernel(dtype, b_layout.outer_gathered, ending)
+    run = product_kernel(tile, dtype, a_layout, b_layout, None if add else ending)
+    return run, grid, share, add
+
+
 def multiply(
     dtype: np.dtype[Any], a: Operand, a_layout: Layout, b: Operand, b_layout: Layout,
     target: Target, ending: Ending, depth: int,
@@ -274,17 +287,12 @@ def multiply(
     rows, cols = a.outer_count, b.outer_count
     if rows == 0 or cols == 0:
         return
-    tile, share = _plan(dtype, rows, cols, depth)
-    shares = -(-depth // share) if depth else 0
-    grid = -(-rows // tile.rows), -(-cols // tile.cols), shares
-    if shares == 1:
-        run = product_kernel(tile, dtype, a_layout, b_layout, ending)
-        run[grid, tile.threads](a, b, target, depth, share)
+    run, grid, share, add = _prepared(dtype, a_layout, b_layout, ending, rows, cols, depth)
+    if add is None:
+        run(grid, a, b, target, depth, share)
         return
+    shares = grid[2]
     sums = DeviceArray.empty(max(shares, 1) * rows * cols, dtype)
-    partial = address_of(sums)
     if shares:
-        run = product_kernel(tile, dtype, a_layout, b_layout, None)
-        run[grid, tile.threads](a, b, partial, depth, share)
-    add = _summing_kernel(dtype, b_layout.outer_gathered, ending)
-    launch(add, rows * cols, partial, shares, a, b, target)
+        run(grid, a, b, sums.address, depth, share)
+    add(grid_over(rows * cols), sums.address, shares, a, b, target)

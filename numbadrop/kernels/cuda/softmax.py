@@ -11,7 +11,7 @@ import numpy as np
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
 from numbadrop.kernels.cuda.jit import kernel
-from numbadrop.kernels.cuda.memory import address_of, load, store
+from numbadrop.kernels.cuda.memory import load, store
 
 __all__ = ["cross_entropy", "cross_entropy_gradient"]
 
@@ -19,7 +19,7 @@ _THREADS = 2 if SIMULATED else 32
 
 
 @cache
-def _softmax_kernel(dtype: np.dtype[Any], gradient: bool) -> Any:
+def _softmax_kernel(dtype: np.dtype[Any], gradient: bool, factor_there: bool) -> Any:
     threads, element = _THREADS, dtype.type
 
     @kernel(threads)
@@ -46,11 +46,12 @@ def _softmax_kernel(dtype: np.dtype[Any], gradient: bool) -> Any:
         # A label that came to be on the device cannot be refused without waiting for it.
         known = label >= 0 and label < classes
         if gradient:
-            share = element(factor / total)
+            whole = np.float64(load(factor, 0, element)) if factor_there else factor
+            share = element(whole / total)
             for j in range(thread, classes, threads):
                 slope = share * element(math.exp(load(logits, first + j, element) - largest))
                 if j == label:
-                    slope -= element(factor)
+                    slope -= element(whole)
                 store(out, first + j, slope if known else element(math.nan), element)
         elif thread == 0:
             own = load(logits, first + (label if known else 0), element)
@@ -60,17 +61,16 @@ def _softmax_kernel(dtype: np.dtype[Any], gradient: bool) -> Any:
     return softmax
 
 
-def _run(logits: DeviceArray, labels: DeviceArray, factor: float, out: DeviceArray) -> DeviceArray:
+def _run(
+    logits: DeviceArray, labels: DeviceArray, factor: float | DeviceArray, out: DeviceArray
+) -> DeviceArray:
     batch, classes = logits.shape
     if batch and classes:
-        run = _softmax_kernel(logits.dtype, out.shape == logits.shape)
-        run[batch, _THREADS](
-            address_of(logits),
-            address_of(labels),
-            classes,
-            factor,
-            address_of(out),
-        )
+        there = isinstance(factor, DeviceArray)
+        run = _softmax_kernel(logits.dtype, out.shape == logits.shape, there)
+        number = factor.address if there else factor
+        grid = batch, 1, 1
+        run(grid, logits.address, labels.address, classes, number, out.address)
     return out
 
 
@@ -79,6 +79,8 @@ def cross_entropy(logits: DeviceArray, labels: DeviceArray) -> DeviceArray:
     return _run(logits, labels, 1.0, DeviceArray.empty(logits.shape[:1], logits.dtype))
 
 
-def cross_entropy_gradient(logits: DeviceArray, labels: DeviceArray, factor: float) -> DeviceArray:
+def cross_entropy_gradient(
+    logits: DeviceArray, labels: DeviceArray, factor: float | DeviceArray
+) -> DeviceArray:
     """See `numbadrop.kernels.cross_entropy_gradient`; a label out of range gives a row of NaN."""
     return _run(logits, labels, factor, DeviceArray.empty(logits.shape, logits.dtype))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbadrop.kernels.cuda.driver import cuda
+from numbadrop.address import address_of
+from numbadrop.kernels.cuda.driver import SIMULATED, call, cuda, write
 
 __all__ = ["send"]
 
@@ -23,7 +26,7 @@ _LARGEST = 1 << 24
 
 @dataclass
 class _Buffer:
-    """Pinned memory, and the transfer that reads it."""
+    """Pinned memory, and the event of the driver that the transfer that reads it is over."""
 
     memory: Array
     sent: Any
@@ -33,34 +36,35 @@ class _Staging(threading.local):
     """Of each thread, so that none waits for another."""
 
     def __init__(self) -> None:
+        cuda.current_context()  # The driver asks for one of each thread.
         self.buffers: list[_Buffer] = []
         self.next = 0
 
     def take(self, nbytes: int) -> _Buffer:
         """Return a buffer that nothing reads any more."""
         if len(self.buffers) < _BUFFERS:
-            self.buffers.append(_Buffer(cuda.pinned_array(nbytes, np.uint8), cuda.event()))
+            event = call("cuEventCreate", 0)
+            self.buffers.append(_Buffer(cuda.pinned_array(nbytes, np.uint8), event))
         buffer = self.buffers[self.next]
         self.next = (self.next + 1) % _BUFFERS
-        buffer.sent.synchronize()
+        call("cuEventSynchronize", buffer.sent)
         if buffer.memory.size < nbytes:
             buffer.memory = cuda.pinned_array(nbytes, np.uint8)
         return buffer
 
 
-_staging = _Staging()
+@cache
+def _staging() -> _Staging:
+    return _Staging()
 
 
-def send(host: Array, native: Any) -> None:
+def send(host: Array, address: Any) -> None:
     """Copy a C-contiguous host array to the GPU; the host array may be changed at once."""
-    if host.size == 0:
+    if SIMULATED or host.size == 0 or host.nbytes > _LARGEST:
+        write(address, host)
         return
-    if host.nbytes > _LARGEST:
-        native.copy_to_device(host)
-        return
-    buffer = _staging.take(host.nbytes)
-    pinned = buffer.memory[: host.nbytes].view(host.dtype).reshape(host.shape)
-    pinned[...] = host
-    stream = cuda.default_stream()
-    native.copy_to_device(pinned, stream=stream)
-    buffer.sent.record(stream)
+    buffer = _staging().take(host.nbytes)
+    pinned = address_of(buffer.memory)
+    ctypes.memmove(pinned, address_of(host), host.nbytes)
+    call("cuMemcpyHtoDAsync", address, pinned, host.nbytes, 0)
+    call("cuEventRecord", buffer.sent, 0)

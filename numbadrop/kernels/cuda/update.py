@@ -14,7 +14,7 @@ from numbadrop.kernels.cuda.columns import ALONG, DOWN, grid_of
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
 from numbadrop.kernels.cuda.gather import place
 from numbadrop.kernels.cuda.jit import device_function, kernel
-from numbadrop.kernels.cuda.memory import address_of, load, store
+from numbadrop.kernels.cuda.memory import load, store
 from numbadrop.kernels.cuda.operands import indices
 from numbadrop.kernels.update import rule_of
 
@@ -39,7 +39,7 @@ def _update_kernel(
     row_place, col_place = place(rows_gathered), place(cols_gathered)
     along, down, shape = ALONG, DOWN, (max(count, 1), 1)
 
-    @kernel(along * down)
+    @kernel(along, down, real=element)
     def update(rule, rows, cols, chunk, value, slots, size, grad, row_units, width, col_units):
         # The rule sees arrays of one weight, which become registers.
         w, own = cuda.local.array(1, element), cuda.local.array(shape, element)
@@ -68,12 +68,10 @@ def update_block(
     dtype = value.dtype
     if grad.size == 0:
         return
-    # In float64 the rule's numbers would double the width of all sums.
-    rule = hyper(*map(dtype.type, rule))
     row_count, col_count = (1, *grad.shape)[-2:]
     chunk, grid = grid_of(row_count, col_count)
-    _update_kernel(hyper, dtype, rows is not None, cols is not None)[grid, (ALONG, DOWN)](
-        rule, row_count, col_count, chunk,
-        address_of(value), address_of(slots), value.size, address_of(grad),
+    _update_kernel(hyper, dtype, rows is not None, cols is not None)(
+        grid, rule, row_count, col_count, chunk,
+        value.address, slots.address, value.size, grad.address,
         indices(rows), value.shape[-1], indices(cols),
     )  # fmt: skip
