@@ -38,8 +38,8 @@ class Layout(NamedTuple):
     along_depth: bool
     """Whether neighbours in memory are neighbours along the depth, else along the outer axis."""
     vector: bool = False
-    """Whether they are read 16 bytes at a time: that axis is dense, and every other place, its own
-    length and the address of the data are multiples of that."""
+    """Whether they are copied 16 bytes at a time: that is the outer axis, it is dense, and every
+    other place, its own length and the address of the data are multiples of that."""
     outer_gathered: bool = False
     depth_gathered: bool = False
     framed: bool = False
@@ -112,8 +112,7 @@ def _lanes(layout: Layout, width: int, outer: int, depth: int, threads: int) -> 
 def loader(layout: Layout, dtype: np.dtype[Any], outer: int, depth: int, threads: int) -> Loader:
     """Make the loader of tiles of `outer` by `depth` elements."""
     along_depth, is_vector, _, depth_gathered, framed = layout
-    # What is transposed comes one by one.
-    width = VECTOR_BYTES // dtype.itemsize if is_vector and not along_depth else 1
+    width = VECTOR_BYTES // dtype.itemsize if is_vector else 1
     across, along = _lanes(layout, width, outer, depth, threads)
     outers, depths = outer // (across * width), depth // along
     tables = 3 if framed else 1
