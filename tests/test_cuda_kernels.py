@@ -201,6 +201,14 @@ def test_the_tile_of_a_real_device(dtype: str, tile: Tile, monkeypatch: pytest.M
     Product(dtype, 3, 18, tile.cols + 2, 9, None).check_forward()
 
 
+@pytest.mark.parametrize("stages", [2, 3, 5])
+def test_stages(stages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = product.TILES[np.dtype("float32")][0]._replace(stages=stages)
+    monkeypatch.setattr(product, "_plan", lambda *_: (tile, 1 << 20))
+    for slices in (1, stages - 1, stages, 2 * stages + 1):
+        Product("float32", 3, 2 * slices * tile.depth, 5, slices * tile.depth - 1, 3).check_all()
+
+
 def test_threads_that_cannot_share_a_tile_are_refused() -> None:
     with pytest.raises(ValueError, match="48 threads cannot share a tile of 16 x 4 evenly"):
         loader(Layout(True), np.dtype("float32"), 16, 4, 48)
@@ -257,6 +265,11 @@ def test_images_beyond_32_bits_are_refused() -> None:
     axes = check_geometry(1, 1, 0, 1)
     with pytest.raises(ValueError, match="at most 2\\*\\*31 - 1 elements"):
         convolution._forward((2**11, 2**10, 2**9, 2), axes)
+
+
+def test_weights_beyond_32_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 2\\*\\*29"):
+        convolution._depth((0, 8), 2**26, None, 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +32,7 @@ from numbadrop.kernels.cuda import (
     driver,
     elements,
     elementwise,
+    gather,
     jit,
     matmul,
     normalization,
@@ -139,9 +142,19 @@ def test_the_main_loop_of_the_products(
         vectors = (tile.thread_rows + tile.thread_cols) // lanes * tile.depth
         assert loop.count(f"ld.shared.v{lanes}.f{bits}") == vectors
         assert not re.search(r"ld\.shared\.f", loop)
-        # Activations come in vectors, and weights do if they are dense.
-        operands = 2 if not kept or number >= 2 else 1
-        assert len(re.findall(rf"ld\.global\.v{lanes}\.", ptx)) >= 2 * operands
+        # Data passes by the registers. In vectors, what is neither gathered nor transposed.
+        in_vectors = number >= 2, number >= 2 or (number == 0 and not kept)
+        shares = [n * tile.depth // tile.threads for n in (tile.rows, tile.cols)]
+        pairs = list(zip(shares, in_vectors, strict=True))
+        assert loop.count("cp.async.cg") == sum(n // lanes for n, vector in pairs if vector)
+        assert loop.count("cp.async.ca") == sum(n for n, vector in pairs if not vector)
+        assert not re.search(r"st\.shared|ld\.global\S*\.f", loop)
+        # And an index is read for the turn that follows: behind the copies of this one.
+        gathered = kept and number < 2
+        assert ("ld.global" in loop) == gathered
+        if gathered:
+            assert loop.rindex("cp.async.ca") < loop.index("ld.global")
+        assert loop.index("cp.async.wait_group") < loop.index("bar.sync") < loop.index("cp.async.c")
 
 
 def test_a_small_tile_and_a_split(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +164,37 @@ def test_a_small_tile_and_a_split(compiled: Compiled, monkeypatch: pytest.Monkey
     for name in ("product", "add_partial_products"):
         for ptx in compiled.ptx[name]:
             check_clean(ptx)
+
+
+def forget_the_products() -> None:
+    """Device functions are compiled once, for the capability that was asked for first."""
+    product.product_kernel.cache_clear()
+    gather.loader.cache_clear()
+
+
+def test_a_gpu_that_copies_nothing_by_itself(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "CAPABILITY", (7, 5))
+    forget_the_products()
+    compiled = request.getfixturevalue("compiled")
+    try:
+        run_products("float32", kept=True)
+    finally:
+        forget_the_products()
+    for ptx in compiled.ptx["product"]:
+        check_clean(ptx)
+        assert "cp.async" not in ptx
+        assert "st.shared" in ptx
+
+
+@pytest.mark.parametrize("dtype", list(product.TILES), ids=str)
+def test_threads_share_every_tile(dtype: np.dtype[Any]) -> None:
+    for tile in product.TILES[dtype]:
+        for outer, way in itertools.product(
+            (tile.rows, tile.cols), [(True,), (False,), (False, True)]
+        ):
+            gather.loader(gather.Layout(*way), dtype, outer, tile.depth, tile.threads)
 
 
 def test_a_local_array_is_seen(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,8 +217,8 @@ def test_convolutions(channels: int, compiled: Compiled) -> None:
     convolution.conv2d_at(x, g, axes=axes, out=new(3, 3, channels, 32))
     for ptx in compiled.ptx["product"]:
         check_clean(ptx)
-    forward = compiled.ptx["product"][0]
-    assert ("ld.global.v4" in forward) == (channels % 4 == 0)
+    # A pixel's channels are copied in vectors, where they are not transposed.
+    assert ("cp.async.ca" in compiled.ptx["product"][-1]) == (channels % 4 != 0)
 
 
 def test_the_other_kernels_are_in_registers_and_in_the_dtype_of_the_arrays(

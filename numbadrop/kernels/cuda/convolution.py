@@ -25,6 +25,8 @@ __all__ = ["conv2d_at", "gathered_conv2d", "gathered_conv2d_t"]
 Axes = tuple[Geometry, Geometry]
 Shape = tuple[int, ...]
 _MOST_ELEMENTS = 2**31 - 1
+_MOST_WEIGHTS = 2**29
+"""Whose places are numbers of bytes, of at most 8 an element, in 32 bits."""
 
 
 class _Patches(NamedTuple):
@@ -89,6 +91,8 @@ def _backward(
 @lru_cache(maxsize=64)
 def _depth(order: tuple[int, ...], step: int, units: IndexSet | None, size: int) -> DeviceArray:
     """Return where the units of each tap lie, on an axis of `step` units a tap."""
+    if step * (1 + max(order, default=0)) > _MOST_WEIGHTS:
+        raise ValueError("weights of a convolution on a GPU must be at most 2**29")
     kept = np.arange(size) if units is None else units.indices
     places = np.array(order, np.int64)[:, None] * step + kept
     return DeviceArray.from_host(places.astype(np.int32).ravel())
@@ -100,7 +104,8 @@ def _images(x: DeviceArray, patches: _Patches, along_depth: bool) -> tuple[Opera
     if not along_depth:
         outer, depth = depth, outer
     height, width, channels = x.shape[1:]
-    layout = Layout(along_depth, comes_in_vectors(x, channels), True, True, patches.framed)
+    vector = not along_depth and comes_in_vectors(x, channels)
+    layout = Layout(along_depth, vector, True, True, patches.framed)
     operand = Operand(
         x.address, outer.address, 1, outer.shape[1],
         depth.address, 1, height, width,
@@ -140,8 +145,7 @@ def gathered_conv2d_t(
     """See `numbadrop.kernels.gathered_conv2d_t`."""
     n_in, n_out = w.shape[2:]
     cols = out.shape[3]
-    vector = out_channels is None and comes_in_vectors(w, n_out)
-    layout = Layout(True, vector, in_channels is not None, True)
+    layout = Layout(True, False, in_channels is not None, True)
     for patches, pixels in _backward(g.shape, axes, out.shape[1:3]):
         places = _depth(patches.order, n_in * n_out, out_channels, n_out)
         weights = Operand(w.address, indices(in_channels), n_out, cols, places.address, 1)

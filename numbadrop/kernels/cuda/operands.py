@@ -29,7 +29,7 @@ def comes_in_vectors(array: DeviceArray, length: int) -> bool:
 def compact(x: DeviceArray) -> tuple[Operand, Layout]:
     """Describe a matrix whose columns are the depth."""
     rows, cols = x.shape
-    return Operand(x.address, 0, cols, rows, 0, 1), Layout(True, comes_in_vectors(x, cols))
+    return Operand(x.address, 0, cols, rows, 0, 1), Layout(True)
 
 
 def transposed(x: DeviceArray) -> tuple[Operand, Layout]:
@@ -45,7 +45,7 @@ def submatrix(
     n_in, n_out = w.shape
     down = indices(rows), n_out
     along = indices(cols), 1
-    vector = cols is None and comes_in_vectors(w, n_out)
+    vector = not transposed and cols is None and comes_in_vectors(w, n_out)
     if transposed:
         count = n_in if rows is None else len(rows)
         operand = Operand(w.address, *down, count, *along)

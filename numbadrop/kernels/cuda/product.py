@@ -1,7 +1,7 @@
 """The gathered matrix product: one kernel, of which forward and both gradients are operands.
 
-A block of threads computes a tile of the product. Shared memory holds two slices of its depth, of
-both operands: while one is multiplied, the next is on its way through registers. Each thread
+A block of threads computes a tile of the product. Shared memory holds some slices of its depth, of
+both operands: while one is multiplied, the next are copied in the background. Each thread
 multiplies from shared memory into a tile of registers (Volkov and Demmel, "Benchmarking GPUs to
 tune dense linear algebra", SC 2008).
 
@@ -20,18 +20,18 @@ from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
 from numbadrop.kernels.cuda.gather import PADDING, Layout, Operand, loader, place
 from numbadrop.kernels.cuda.jit import ALIGNMENT, STRIDING, Grid, device_function, grid_over, kernel
-from numbadrop.kernels.cuda.memory import VECTOR_BYTES, load, store
+from numbadrop.kernels.cuda.memory import VECTOR_BYTES, commit, load, store, waiter
 from numbadrop.kernels.cuda.tile import Tile, multiplier
 
 __all__ = ["TILES", "Ending", "Target", "multiply", "product_kernel"]
 
 TILES: dict[np.dtype[Any], tuple[Tile, ...]] = {
     np.dtype(np.float32): (
-        Tile(128, 128, 8, thread_rows=8, thread_cols=8, warp_rows=4, warp_cols=8),
-        Tile(64, 64, 16, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8),
+        Tile(128, 128, 16, thread_rows=8, thread_cols=8, warp_rows=4, warp_cols=8, stages=2),
+        Tile(64, 64, 16, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8, stages=4),
     ),
     np.dtype(np.float64): (
-        Tile(64, 64, 8, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8),
+        Tile(64, 64, 8, thread_rows=8, thread_cols=4, warp_rows=4, warp_cols=8, stages=4),
     ),
 }
 """Shapes to choose from, the fastest on a large product first."""
@@ -39,7 +39,7 @@ TILES: dict[np.dtype[Any], tuple[Tile, ...]] = {
 if SIMULATED:  # Its threads are Python's: few of them, with all that threads have in common.
     TILES = {
         np.dtype(np.float32): (Tile(16, 16, 4, 4, 4, warp_rows=2, warp_cols=2),),
-        np.dtype(np.float64): (Tile(8, 8, 4, 4, 2, warp_rows=1, warp_cols=2),),
+        np.dtype(np.float64): (Tile(8, 8, 4, 4, 2, warp_rows=2, warp_cols=1),),
     }
 
 _THREADS = 512
@@ -120,66 +120,87 @@ def product_kernel(
     threads = tile.threads
     a_load = loader(a_layout, dtype, tile.rows, tile.depth, threads)
     b_load = loader(b_layout, dtype, tile.cols, tile.depth, threads)
-    a_begin, a_fetch, a_put, a_held, a_fixed = a_load
-    b_begin, b_fetch, b_put, b_held, b_fixed = b_load
-    # The places of patches are int32, and three times as many.
-    a_index, b_index = (np.int32 if layout.framed else np.int64 for layout in (a_layout, b_layout))
-    add_product = multiplier(tile, dtype)
+    a_begin, a_fetch, a_fetch_some, a_look_ahead, a_fixed, a_ahead = a_load
+    b_begin, b_fetch, b_fetch_some, b_look_ahead, b_fixed, b_ahead = b_load
     padding = PADDING // dtype.itemsize
     slice_depth = tile.depth
-    a_slice, b_slice = slice_depth * (tile.rows + padding), slice_depth * (tile.cols + padding)
-    a_size, b_size = 2 * a_slice, 2 * b_slice
+    a_size = slice_depth * (tile.rows + padding)
+    slice_size = a_size + slice_depth * (tile.cols + padding)
+    on_their_way = tile.stages - 1
+    wait, wait_for_all = waiter(tile.stages - 2), waiter(0)
+    shared_size = tile.stages * slice_size
     tile_rows, tile_cols = tile.rows, tile.cols
     rows, cols = tile.thread_rows, tile.thread_cols
     sums_size = rows * cols
     row_step, col_step = tile.threads_down * run, tile.threads_along * run
     warp_rows, warp_cols = tile.warp_rows, tile.warp_cols
     warp, warps_along = warp_rows * warp_cols, tile.threads_along // warp_cols
+    pair = 2 * warp_cols
     partial = ending is None
     finish = _finisher(ending or Ending(), dtype, b_layout.outer_gathered)
+
+    @device_function
+    def fetch_some(work, step):
+        a, b, thread, at, last, a_places, b_places, a_next, b_next, shared, free = work
+        a_fetch_some(a, thread, at, last, a_places, a_next, shared, free, step)
+        b_fetch_some(b, thread, at, last, b_places, b_next, shared, free + a_size, step)
+
+    add_product = multiplier(tile, dtype, fetch_some)
 
     # Numba adds two int32 to an int64. Where the sum is kept, a cast saves a register.
     @kernel(threads, blocks=max(_THREADS // threads, 1))
     def product(a, b, target, depth, share):
-        a_tile = cuda.shared.array(a_size, element, alignment=ALIGNMENT)
-        b_tile = cuda.shared.array(b_size, element, alignment=ALIGNMENT)
+        shared = cuda.shared.array(shared_size, element, alignment=ALIGNMENT)
         sums = cuda.local.array(sums_size, element)
         left = cuda.local.array(rows, element, alignment=ALIGNMENT)
         right = cuda.local.array(cols, element, alignment=ALIGNMENT)
-        a_next = cuda.local.array(a_held, element, alignment=ALIGNMENT)
-        b_next = cuda.local.array(b_held, element, alignment=ALIGNMENT)
-        a_places = cuda.local.array(a_fixed, a_index)
-        b_places = cuda.local.array(b_fixed, b_index)
+        a_places = cuda.local.array(a_fixed, np.int64)
+        b_places = cuda.local.array(b_fixed, np.int64)
+        a_next = cuda.local.array(a_ahead, np.int32)
+        b_next = cuda.local.array(b_ahead, np.int32)
         for i in range(sums_size):
             sums[i] = 0
         thread = np.int32(cuda.threadIdx.x)
         lane, number = thread % warp, thread // warp
-        row = (number // warps_along * warp_rows + lane // warp_cols) * run
-        col = (number % warps_along * warp_cols + lane % warp_cols) * run
+        # Lanes i and i ^ 1 read the same of B, lanes i and i ^ 2 the same of A: in such pairs,
+        # shared memory hands out 16 bytes to twice as many lanes at once.
+        row = (number // warps_along * warp_rows + lane // pair * 2 + lane % 2) * run
+        col = (number % warps_along * warp_cols + lane // 2 % warp_cols) * run
         first_row, first_col = cuda.blockIdx.x * tile_rows, cuda.blockIdx.y * tile_cols
         first = np.int32(cuda.blockIdx.z * share)
         last = np.int32(min(first + share, depth))
 
-        a_begin(a, thread, first_row, a_places)
-        b_begin(b, thread, first_col, b_places)
-        a_fetch(a, thread, first, last, depth, a_places, a_next)
-        b_fetch(b, thread, first, last, depth, b_places, b_next)
-        a_put(a_next, thread, a_tile, 0)
-        b_put(b_next, thread, b_tile, 0)
-        cuda.syncthreads()
-        now = 0
-        for at in range(first, last, np.int32(slice_depth)):
-            following = np.int32(at + slice_depth) < last
-            if following:
-                a_fetch(a, thread, at + slice_depth, last, depth, a_places, a_next)
-                b_fetch(b, thread, at + slice_depth, last, depth, b_places, b_next)
-            a_at, b_at = now * a_slice + row, now * b_slice + col
-            add_product(sums, left, right, a_tile, b_tile, a_at, b_at)
-            now = 1 - now
-            if following:
-                a_put(a_next, thread, a_tile, now * a_slice)
-                b_put(b_next, thread, b_tile, now * b_slice)
+        a_begin(a, thread, first_row, first, last, depth, a_places, a_next)
+        b_begin(b, thread, first_col, first, last, depth, b_places, b_next)
+        now, free = np.int32(0), np.int32(0)
+        for i in range(on_their_way):
+            at = np.int32(first + i * slice_depth)
+            a_fetch(a, thread, at, last, a_places, a_next, shared, free)
+            b_fetch(b, thread, at, last, b_places, b_next, shared, free + a_size)
+            at = np.int32(at + slice_depth)
+            a_look_ahead(a, thread, at, last, depth, a_next)
+            b_look_ahead(b, thread, at, last, depth, b_next)
+            commit()
+            free = np.int32(free + slice_size)
+        done = first
+        while done < last:
+            # The slice of this turn is there, and all threads are done with that of the last one.
+            wait()
             cuda.syncthreads()
+            # Behind the end there are zeros to fetch: a branch would take longer.
+            at = np.int32(done + on_their_way * slice_depth)
+            work = a, b, thread, at, last, a_places, b_places, a_next, b_next, shared, free
+            add_product(sums, left, right, shared, now + row, now + a_size + col, work, 0)
+            at = np.int32(at + slice_depth)
+            a_look_ahead(a, thread, at, last, depth, a_next)
+            b_look_ahead(b, thread, at, last, depth, b_next)
+            commit()
+            free = now
+            now = np.int32(now + slice_size)
+            if now == shared_size:
+                now = np.int32(0)
+            done = np.int32(done + slice_depth)
+        wait_for_all()
 
         for i in range(rows):
             r = np.int32(first_row + row + i // run * row_step + i % run)

@@ -28,6 +28,8 @@ class Tile(NamedTuple):
     thread_cols: int
     warp_rows: int
     warp_cols: int
+    stages: int = 4
+    """Slices of the depth in shared memory: one is multiplied, the others are on their way."""
 
     @property
     def threads_down(self) -> int:
@@ -46,11 +48,12 @@ class Tile(NamedTuple):
 
 
 @cache
-def multiplier(tile: Tile, dtype: np.dtype[Any]) -> Any:
-    """Return ``multiply(sums, left, right, a, b, a_at, b_at)``, for two tiles in shared memory.
+def multiplier(tile: Tile, dtype: np.dtype[Any], beside: Any) -> Any:
+    """Return ``multiply(sums, left, right, shared, a_at, b_at, work, 0)``, for a slice.
 
-    It adds the thread's share of their product to its sums. `a_at` and `b_at` are flat indices of
-    the first elements of the share; `left` and `right` are registers for a row of either.
+    It adds the thread's share of the product to its sums. `a_at` and `b_at` are flat indices of
+    the first elements of the share; `left` and `right` are registers for a row of either. At each
+    step of the depth it calls ``beside(work, step)``: the multiplications cover what that does.
     """
     run = VECTOR_BYTES // dtype.itemsize
     rows, cols = tile.thread_rows, tile.thread_cols
@@ -59,26 +62,29 @@ def multiplier(tile: Tile, dtype: np.dtype[Any]) -> Any:
     a_pitch, b_pitch = tile.rows + padding, tile.cols + padding
 
     @device_function
-    def outer_product(sums, left, right, a, b, a_at, b_at):
+    def outer_product(sums, left, right, shared, a_at, b_at, work, step):
         for i in range(rows // run):
-            copy_vector(left, i * run, a, a_at + i * row_step)
+            copy_vector(left, i * run, shared, a_at + i * row_step)
         for j in range(cols // run):
-            copy_vector(right, j * run, b, b_at + j * col_step)
+            copy_vector(right, j * run, shared, b_at + j * col_step)
+        beside(work, step)
         for i in range(rows):
             for j in range(cols):
                 sums[i * cols + j] += left[i] * right[j]
 
-    def repeated(step: Any, count: int) -> Any:
+    def repeated(multiply: Any, count: int) -> Any:
         # Unrolled by hand, as the compiler's patience ends at one outer product.
         if count == 1:
-            return step
-        half = repeated(step, count // 2)
-        a_half, b_half = count // 2 * a_pitch, count // 2 * b_pitch
+            return multiply
+        middle = count // 2
+        half = repeated(multiply, middle)
+        a_half, b_half = middle * a_pitch, middle * b_pitch
 
         @device_function
-        def twice(sums, left, right, a, b, a_at, b_at):
-            half(sums, left, right, a, b, a_at, b_at)
-            half(sums, left, right, a, b, a_at + a_half, b_at + b_half)
+        def twice(sums, left, right, shared, a_at, b_at, work, step):
+            half(sums, left, right, shared, a_at, b_at, work, step)
+            a_at, b_at = a_at + a_half, b_at + b_half
+            half(sums, left, right, shared, a_at, b_at, work, step + middle)
 
         return twice
 
