@@ -201,7 +201,7 @@ def find_peer() -> Peer | None:
         if torch.cuda.is_available():
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.set_float32_matmul_precision("highest")
-            return Peer(f"PyTorch {torch.__version__}", lambda a: torch.as_tensor(a, device="cuda"))
+            return Peer(f"PyTorch {torch.__version__}", lambda a: torch.tensor(a, device="cuda"))
     try:
         import cupy
     except ImportError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -275,6 +276,48 @@ def test_a_full_memory_leaves_the_net_as_it_was(monkeypatch):
     net.to("cpu")
     for name, value in net.state_dict().items():
         np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.skipif(SIMULATED, reason="the simulator takes the memory of the host")
+def test_more_memory_than_a_gpu_has():
+    x = to_device(np.ones(3))
+    with pytest.raises(DeviceMemoryError, match=r"for an array of shape \(4398046511104,\)"):
+        DeviceArray.empty(1 << 42, np.uint8)
+    np.testing.assert_array_equal((x + x).to_host(), np.full(3, 2.0))
+
+
+@pytest.mark.skipif(SIMULATED, reason="PyTorch knows nothing of the simulator")
+def test_memory_of_pytorch_is_shared():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("a PyTorch without CUDA")
+    theirs = torch.ones(2, 3, device="cuda")
+    ours = to_device(theirs)
+    assert ours.address == theirs.data_ptr()
+    ours[...] = 5.0
+    assert theirs.sum().item() == 30
+    assert torch.as_tensor(ours, device="cuda").data_ptr() == ours.address
+    w = to_device(np.ones((3, 4), np.float32))
+    np.testing.assert_array_equal(kernels.gathered_matmul(theirs, w).to_host(), np.full((2, 4), 15))
+    with pytest.raises(ValueError, match="must be C-contiguous"):
+        to_device(theirs.T)
+
+
+@pytest.mark.skipif(SIMULATED, reason="kernels of the simulator run one after the other")
+def test_threads_share_a_gpu(rng):
+    """Each trains a net of its own, which learns what it learns alone."""
+    batches = [batch_of((7,), rng) for _ in range(20)]
+
+    def learned(_: Any = None) -> Any:
+        net = fully_connected()[0].seed(1).to("cuda")
+        train(net, Adam(net.parameters(), lr=0.01), batches, to_device)
+        return net.state_dict()
+
+    alone = learned()
+    with ThreadPoolExecutor(4) as threads:
+        for state in threads.map(learned, range(4)):
+            for name, value in state.items():
+                np.testing.assert_array_equal(value, alone[name], err_msg=name)
 
 
 def test_no_gpu_is_said_in_one_error(monkeypatch):

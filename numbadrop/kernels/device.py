@@ -50,7 +50,7 @@ def is_host(array: Any) -> bool:
 def as_array(array: Any) -> Array:
     """Return a NumPy array, or a `DeviceArray` of what lies on a GPU; neither is moved."""
     if type(array) is np.ndarray or _is_device_array(array):
-        return array  # type: ignore[no-any-return]
+        return array
     if hasattr(array, "__cuda_array_interface__"):
         made: Array = cuda().DeviceArray.of(array)
         return made

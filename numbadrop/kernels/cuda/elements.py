@@ -142,7 +142,8 @@ def _prepared(
         strides.append(steps if whole else [steps[axis] for axis in axes or ()])
     kinds = tuple(dtype.type for dtype in dtypes)
     stored = tuple(None if operand is None else operand[1].type for operand in given)
-    run = _elementwise(function, kinds, stored, out_dtype.type)
+    result: Any = out_dtype.type
+    run = _elementwise(function, kinds, stored, result)
     return run, kinds, *_collapsed(out_shape, list(zip(*strides, strict=True)))
 
 

@@ -66,9 +66,8 @@ def _run(
 ) -> DeviceArray:
     batch, classes = logits.shape
     if batch and classes:
-        there = isinstance(factor, DeviceArray)
-        run = _softmax_kernel(logits.dtype, out.shape == logits.shape, there)
-        number = factor.address if there else factor
+        number = factor.address if isinstance(factor, DeviceArray) else factor
+        run = _softmax_kernel(logits.dtype, out.shape == logits.shape, number is not factor)
         grid = batch, 1, 1
         run(grid, logits.address, labels.address, classes, number, out.address)
     return out

@@ -30,6 +30,8 @@ class Tile(NamedTuple):
     warp_cols: int
     stages: int = 4
     """Slices of the depth in shared memory: one is multiplied, the others are on their way."""
+    rate: float = 1.0
+    """Multiply-adds in a cycle of a multiprocessor that is full of such tiles, as far as known."""
 
     @property
     def threads_down(self) -> int:
