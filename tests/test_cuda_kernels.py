@@ -13,6 +13,7 @@ from numbadrop.index_set import IndexSet
 from numbadrop.kernels import reference
 from numbadrop.kernels.geometry import check_geometry, out_size
 from numbadrop.kernels.pooling import Window
+from numbadrop.kernels.update import Update
 from numbadrop.optim import rules
 
 pytest.importorskip("numba_cuda", reason='numba-cuda is missing: pip install "numbadrop[cuda]"')
@@ -380,7 +381,7 @@ def test_update_block(dtype: str, kept: Any, rule: Any, element: Any, count: int
     grad = rng.standard_normal((kept[0] or 4, kept[1] or 5)).astype(dtype)
     ours, ours_slots = device(value), device(slots)
     before = value.copy()
-    update.update_block(rule, ours, ours_slots, device(grad), rows, cols)
+    update.update_blocks([Update(rule, ours, ours_slots, device(grad), rows, cols)])
     reference.update_block(element, rule, value, slots, grad, rows, cols)
     agree(ours, value, dtype)
     agree(ours_slots, slots, dtype)
@@ -393,8 +394,32 @@ def test_update_of_a_vector() -> None:
     value, cols = np.arange(5.0), IndexSet([1, 4], 5)
     ours = device(value)
     slots = device(np.empty((0, 5)))
-    update.update_block(rules.SGDRule(1.0, 0.0), ours, slots, device(np.ones(2)), None, cols)
+    rule = rules.SGDRule(1.0, 0.0)
+    update.update_blocks([Update(rule, ours, slots, device(np.ones(2)), None, cols)])
     np.testing.assert_array_equal(ours.to_host(), [0, 0, 2, 3, 3])
+
+
+@pytest.mark.parametrize("most", [1, 2, 16])
+def test_many_parameters_are_updated_together(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "_MOST", most)
+    rng = np.random.default_rng(0)
+    shapes = (3, 5), (5,), (0, 2), (70, 3), (1, 9)
+    of_shape = [rules.NAGRule(0.9, 0.1, 1.9)] * 3 + [rules.NAGRule(0.5, 0.2, 1.5)] * 2
+    updates, wanted = [], []
+    for shape, rule in zip(shapes, of_shape, strict=True):
+        rows = some(rng, shape[0], 2) if shape in ((3, 5), (70, 3)) else None
+        cols = some(rng, shape[-1], 2)
+        kept = (*([] if len(shape) == 1 else [len(rows or range(shape[0]))]), 2)
+        value, slots, grad = (rng.standard_normal(s) for s in (shape, (1, *shape), kept))
+        updates.append(Update(rule, device(value), device(slots), device(grad), rows, cols))
+        matrix, its_slots = (np.atleast_2d(value), slots.reshape(1, -1, shape[-1]))
+        block = grad.reshape(-1, 2), rows, cols
+        reference.update_block(rules.nag, rule, matrix, its_slots, *block)
+        wanted.append((value, slots))
+    update.update_blocks(updates)
+    for one, (value, slots) in zip(updates, wanted, strict=True):
+        agree(one.value, value, "float64")
+        agree(one.slots, slots, "float64")
 
 
 def test_a_pool_gives_what_was_given_back() -> None:

@@ -15,6 +15,7 @@ import pytest
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.geometry import check_geometry
 from numbadrop.kernels.pooling import Window
+from numbadrop.kernels.update import Update
 from numbadrop.optim import rules
 
 pytest.importorskip("numba_cuda", reason='numba-cuda is missing: pip install "numbadrop[cuda]"')
@@ -236,7 +237,8 @@ def test_the_other_kernels_are_in_registers_and_in_the_dtype_of_the_arrays(
         (rules.AdamRule(0.9, 0.1, 0.99, 0.01, 0.1, 1.0, 1e-8, 0.0, 1.0), 2),
     ):
         w = new(96, 50)
-        update.update_block(rule, w, new(slots, 96, 50), new(48, 50), cols, None)
+        one = Update(rule, w, new(slots, 96, 50), new(48, 50), cols, None)
+        update.update_blocks([one] * 3)
     for texts in compiled.ptx.values():
         for ptx in texts:
             check_clean(ptx)

@@ -31,7 +31,7 @@ from numbadrop.kernels.pooling import (
 from numbadrop.kernels.sampling import sample_units
 from numbadrop.kernels.softmax import cross_entropy, cross_entropy_gradient
 from numbadrop.kernels.threads import get_num_threads, set_num_threads
-from numbadrop.kernels.update import BlockUpdate, element_rule, update_block
+from numbadrop.kernels.update import BlockUpdate, element_rule, update_block, update_blocks
 
 __all__ = [
     "BlockUpdate",
@@ -62,4 +62,5 @@ __all__ = [
     "take_columns",
     "to_device",
     "update_block",
+    "update_blocks",
 ]

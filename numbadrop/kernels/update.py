@@ -9,7 +9,7 @@ probability in use nearly every cache line of an active row holds an active weig
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from numba import carray
 from numba.extending import overload
 
 from numbadrop.address import address_of
+from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import (
     Array,
     Units,
@@ -211,6 +212,17 @@ def _update_rows(task, part, parts):
     keep_alive(table_memory)
 
 
+class Update(NamedTuple):
+    """A rule, what it changes, and the gradient of the block that it is for: all of it checked."""
+
+    rule: Any
+    value: Array
+    slots: Array
+    grad: Array
+    rows: IndexSet | None
+    cols: IndexSet | None
+
+
 class BlockUpdate:
     """An optimizer's rule for one parameter; what stays as it is, is checked once.
 
@@ -251,6 +263,14 @@ class BlockUpdate:
 
     def __call__(self, rule: Any, grad: Array, rows: Units = None, cols: Units = None) -> None:
         """Apply `rule`, of the class `hyper`, to a block; see `update_block`."""
+        checked = self.check(rule, grad, rows, cols)
+        if is_host(self.value):
+            _run(checked)
+        else:
+            cuda().update_blocks([checked])
+
+    def check(self, rule: Any, grad: Array, rows: Units, cols: Units) -> Update:
+        """Return what `rule`, of the class `hyper`, is to do to a block; nothing is done yet."""
         value, slots = self.value, self.slots
         if type(rule) is not self.hyper:
             raise TypeError(f"rule must be a {self.hyper.__name__}, got {type(rule).__name__}")
@@ -259,7 +279,7 @@ class BlockUpdate:
         check_apart("grad", grad, value=value, slots=slots)
         col_set = resolve("cols", cols, value.shape[-1])
         col_count = count_units(col_set, value.shape[-1])
-        row_set, row_count, row_stride, grad_stride = None, 1, 0, 0
+        row_set, row_count = None, 1
         wanted: tuple[int, ...] = (col_count,)
         if value.ndim == 2:
             row_set = resolve("rows", rows, value.shape[0])
@@ -269,31 +289,35 @@ class BlockUpdate:
             raise ValueError("rows must be None for a one-dimensional value")
         if grad.shape != wanted:
             raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
-        if not is_host(value):
-            if not all(isinstance(number, Real) for number in rule):
-                raise TypeError(f"rule must hold real numbers, got {rule}")
-            cuda().update_block(rule, value, slots, grad, row_set, col_set)
-            return
-        if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
-            grad = grad.copy()
-        if value.ndim == 2:
-            row_stride, grad_stride = value.strides[0], grad.strides[0]
+        # On the host, `run_task` finds out.
+        if not is_host(value) and not all(isinstance(number, Real) for number in rule):
+            raise TypeError(f"rule must hold real numbers, got {rule}")
+        return Update(rule, value, slots, grad, row_set, col_set)
 
-        try:
-            # The rule's numbers enter in the dtype of the weights: in float64 they would double the
-            # width of all sums.
-            run_task(
-                _update_part, value.dtype, rule,
-                row_count, col_count, value.shape[-1],
-                row_stride,
-                0 if row_set is None else row_set.address,
-                0 if col_set is None else col_set.address,
-                address_of(value), address_of(slots), slots.strides[0],
-                address_of(grad), grad_stride,
-                parallel=row_count * col_count >= _SERIAL_BELOW,
-            )  # fmt: skip
-        except struct.error:
-            raise TypeError(f"rule must hold real numbers, got {rule}") from None
+
+def _run(update: Update) -> None:
+    rule, value, slots, grad, row_set, col_set = update
+    if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
+        grad = grad.copy()
+    row_count, row_stride, grad_stride = 1, 0, 0
+    if value.ndim == 2:
+        row_count, row_stride, grad_stride = len(grad), value.strides[0], grad.strides[0]
+    col_count = grad.shape[-1]
+    try:
+        # The rule's numbers enter in the dtype of the weights: in float64 they would double the
+        # width of all sums.
+        run_task(
+            _update_part, value.dtype, rule,
+            row_count, col_count, value.shape[-1],
+            row_stride,
+            0 if row_set is None else row_set.address,
+            0 if col_set is None else col_set.address,
+            address_of(value), address_of(slots), slots.strides[0],
+            address_of(grad), grad_stride,
+            parallel=row_count * col_count >= _SERIAL_BELOW,
+        )  # fmt: skip
+    except struct.error:
+        raise TypeError(f"rule must hold real numbers, got {rule}") from None
 
 
 def _check_like(name: str, array: Array, value: Array) -> None:
@@ -337,3 +361,26 @@ def update_block(
     BlockUpdate : The same for many steps of one parameter.
     """
     BlockUpdate(type(rule), value, slots)(rule, grad, rows, cols)
+
+
+def update_blocks(updates: Iterable[tuple[BlockUpdate, Any, Array, Units, Units]]) -> None:
+    """Apply rules to blocks of several parameters: on a GPU together, else one after the other.
+
+    Parameters
+    ----------
+    updates : iterable of tuple
+        A `BlockUpdate`, and what it is called with: rule, grad, rows and cols.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `update_block`. On a GPU nothing has been changed then.
+    """
+    on_gpu: list[Update] = []
+    for update, *arguments in updates:
+        if is_host(update.value):
+            update(*arguments)
+        else:
+            on_gpu.append(update.check(*arguments))
+    if on_gpu:
+        cuda().update_blocks(on_gpu)

@@ -129,14 +129,17 @@ class Optimizer:
         """
         for number, parameter in enumerate(self._states):
             _check_gradient(number, parameter)
+        updates, states = [], []
         for group in self.param_groups:
             lr = group["lr"] * self.lr_scale
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     state = self._states[parameter]
-                    rule = self._rule(group, lr, state)
-                    _update(rule, parameter, state)
-                    state.steps += 1
+                    updates.append(_update(self._rule(group, lr, state), parameter, state))
+                    states.append(state)
+        kernels.update_blocks(updates)
+        for state in states:
+            state.steps += 1
 
     def catch_up(self) -> None:
         """Make up for all steps that inactive weights have missed. Does nothing if "frozen"."""
@@ -239,7 +242,8 @@ def _check_gradient(number: int, parameter: Parameter) -> None:
         )
 
 
-def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> None:
+def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> tuple[Any, ...]:
+    """Return what `kernels.update_blocks` takes."""
     grad = parameter.grad
     assert grad is not None
     values, index = (grad.values, grad.index) if isinstance(grad, Block) else (grad, ())
@@ -258,4 +262,4 @@ def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> None
     if values.ndim > 2:
         values = values.reshape(-1, values.shape[-1])
     assert state.update is not None
-    state.update(rule, values, *as_matrix_index(index, parameter.shape))
+    return state.update, rule, values, *as_matrix_index(index, parameter.shape)

@@ -21,7 +21,7 @@ from numbadrop.kernels.cuda.pooling import (
     max_pool2d_gradient,
 )
 from numbadrop.kernels.cuda.softmax import cross_entropy, cross_entropy_gradient
-from numbadrop.kernels.cuda.update import update_block
+from numbadrop.kernels.cuda.update import update_blocks
 
 __all__ = [
     "DeviceArray",
@@ -44,5 +44,5 @@ __all__ = [
     "rectifier_gradient",
     "scatter_matmul",
     "take_columns",
-    "update_block",
+    "update_blocks",
 ]

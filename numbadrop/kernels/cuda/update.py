@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.columns import ALONG, DOWN, grid_of
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
-from numbadrop.kernels.cuda.gather import place
 from numbadrop.kernels.cuda.jit import device_function, kernel
 from numbadrop.kernels.cuda.memory import load, store
 from numbadrop.kernels.cuda.operands import indices
-from numbadrop.kernels.update import rule_of
+from numbadrop.kernels.update import Update, rule_of
 
-__all__ = ["update_block"]
+__all__ = ["update_blocks"]
 
 if not SIMULATED:
     from numba.cuda import types
@@ -30,48 +30,103 @@ if not SIMULATED:
         return (lambda x: math.sqrt(x)) if isinstance(x, types.Float) else None
 
 
+_MOST = 16
+"""Blocks that one kernel updates: their numbers must fit into what a kernel is started with."""
+
+
+class _Block(NamedTuple):
+    """A block of a parameter, and which blocks of threads it takes."""
+
+    start: int
+    """Number of the first."""
+    across: int
+    """How many lie side by side, along the columns."""
+    chunk: int
+    """Rows of one."""
+    row_count: int
+    col_count: int
+    value: Any
+    slots: Any
+    size: int
+    grad: Any
+    rows_gathered: int
+    row_units: Any
+    width: int
+    cols_gathered: int
+    col_units: Any
+
+
 @cache
-def _update_kernel(
-    hyper: Any, dtype: np.dtype[Any], rows_gathered: bool, cols_gathered: bool
-) -> Any:
-    function, count = rule_of(hyper)
+def _chooser(count: int) -> Any:
+    """Return the device function that finds the block of a parameter for a block of threads.
+
+    Behind one another, these choices need no memory for the blocks: they stay among the parameters.
+    """
+    last = count - 1
+    if last == 0:
+        return device_function(lambda blocks, number: blocks[0])
+    others = _chooser(last)
+
+    @device_function
+    def choose(blocks, number):
+        return blocks[last] if number >= blocks[last][0] else others(blocks, number)
+
+    return choose
+
+
+@cache
+def _update_kernel(hyper: Any, dtype: np.dtype[Any], blocks: int) -> Any:
+    function, slot_count = rule_of(hyper)
     update_element, element = device_function(function), dtype.type
-    row_place, col_place = place(rows_gathered), place(cols_gathered)
-    along, down, shape = ALONG, DOWN, (max(count, 1), 1)
+    choose = _chooser(blocks)
+    along, down, shape = ALONG, DOWN, (max(slot_count, 1), 1)
 
     @kernel(along, down, real=element)
-    def update(rule, rows, cols, chunk, value, slots, size, grad, row_units, width, col_units):
+    def update(rule, blocks):
         # The rule sees arrays of one weight, which become registers.
         w, own = cuda.local.array(1, element), cuda.local.array(shape, element)
-        col = cuda.blockIdx.x * along + cuda.threadIdx.x
-        first = cuda.blockIdx.y * chunk
+        number = cuda.blockIdx.x
+        (
+            start, across, chunk, rows, cols, value, slots, size, grad,
+            rows_gathered, row_units, width, cols_gathered, col_units,
+        ) = choose(blocks, number)  # fmt: skip
+        number -= start
+        col = number % across * along + cuda.threadIdx.x
+        first = number // across * chunk
         if col < cols:
+            own_col = load(col_units, col, np.int32) if cols_gathered else col
             for row in range(first + cuda.threadIdx.y, min(first + chunk, rows), down):
-                at = row_place(row_units, width, row) + col_place(col_units, 1, col)
+                own_row = load(row_units, row, np.int32) if rows_gathered else row
+                at = own_row * width + own_col
                 w[0] = load(value, at, element)
-                for s in range(count):
+                for s in range(slot_count):
                     own[s, 0] = load(slots, s * size + at, element)
                 update_element(rule, w, own, 0, load(grad, row * cols + col, element))
                 store(value, at, w[0], element)
-                for s in range(count):
+                for s in range(slot_count):
                     store(slots, s * size + at, own[s, 0], element)
 
     return update
 
 
-def update_block(
-    rule: Any, value: DeviceArray, slots: DeviceArray, grad: DeviceArray,
-    rows: IndexSet | None, cols: IndexSet | None,
-) -> None:  # fmt: skip
-    """See `numbadrop.kernels.update_block`."""
-    hyper: Any = type(rule)
-    dtype = value.dtype
-    if grad.size == 0:
-        return
-    row_count, col_count = (1, *grad.shape)[-2:]
-    chunk, grid = grid_of(row_count, col_count)
-    _update_kernel(hyper, dtype, rows is not None, cols is not None)(
-        grid, rule, row_count, col_count, chunk,
-        value.address, slots.address, value.size, grad.address,
-        indices(rows), value.shape[-1], indices(cols),
-    )  # fmt: skip
+def update_blocks(updates: Sequence[Update]) -> None:
+    """See `numbadrop.kernels.update_blocks`; one kernel does all that have one rule."""
+    together: defaultdict[Any, list[Update]] = defaultdict(list)
+    for one in updates:
+        if one.grad.size:
+            together[type(one.rule), one.rule, one.value.dtype].append(one)
+    for (hyper, rule, dtype), chosen in together.items():
+        for first in range(0, len(chosen), _MOST):
+            blocks, start = [], 0
+            for _, *arrays, rows, cols in chosen[first : first + _MOST]:
+                value, slots, grad = cast(list[DeviceArray], arrays)
+                row_count, col_count = (1, *grad.shape)[-2:]
+                chunk, (across, down, _) = grid_of(row_count, col_count)
+                blocks.append(_Block(
+                    start, across, chunk, row_count, col_count, value.address, slots.address,
+                    value.size, grad.address, rows is not None, indices(rows), value.shape[-1],
+                    cols is not None, indices(cols),
+                ))  # fmt: skip
+                start += across * down
+            run = _update_kernel(hyper, dtype, len(blocks))
+            run((start, 1, 1), rule, tuple(blocks))
