@@ -508,8 +508,9 @@ def test_mse_on_a_gpu(rng):
     np.testing.assert_allclose(device.grad.to_host(), host.grad)
 
 
-def test_a_step_reads_nothing_back(rng, monkeypatch):
-    net, shape = convolutional()
+@pytest.mark.parametrize("make", [convolutional, independent])
+def test_a_step_reads_nothing_back(rng, monkeypatch, make):
+    net, shape = make()
     net.seed(0).to("cuda")
     optimizer = NAG(net.parameters(), lr=0.01)
     x, y = batch_of(shape, rng)
@@ -521,6 +522,21 @@ def test_a_step_reads_nothing_back(rng, monkeypatch):
     loss.backward()
     optimizer.step()
     assert not read
+
+
+def test_a_step_sends_no_mask(rng, monkeypatch):
+    from numbadrop.kernels.cuda import array
+
+    net, shape = independent()
+    net.seed(0).to("cuda")
+    optimizer = SGD(net.parameters(), lr=0.01)
+    x, y = batch_of(shape, rng)
+    there = to_device(x)
+    sent = []
+    send = array.send
+    monkeypatch.setattr(array, "send", lambda host, native: (sent.append(host), send(host, native)))
+    train(net, optimizer, [(there, y)], lambda batch: batch)
+    assert {host.shape for host in sent} == {y.shape}  # The labels are on the host.
 
 
 def test_state_goes_there_and_back(rng):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import reference
+from numbadrop.kernels import dropout_mask, reference
 from numbadrop.kernels.geometry import check_geometry, out_size
 from numbadrop.kernels.pooling import Window
 from numbadrop.kernels.update import Update
@@ -296,6 +296,27 @@ def test_take_columns(dtype: str) -> None:
     x[:, kept.indices] = np.arange(12).reshape(4, 3)
     y = elementwise.take_columns(device(x), kept, 2.0)
     agree(y, reference.take_columns(x, kept, 2.0).astype(dtype), dtype)
+
+
+MASKS = [(), (0,), (1,), (7,), (8,), (9,), (3, 5), (2, 1, 1, 4), (0, 3), (40, 70)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.0, 1e-10, 0.1, 0.5, 0.9, 1 - 2.0**-53])
+def test_a_mask_has_the_bits_of_the_host(dtype: str, p: float) -> None:
+    ours, host = np.random.default_rng(0), np.random.default_rng(0)
+    here = np.empty(0, dtype)
+    there = device(here)
+    for shape in MASKS:
+        mask = dropout_mask(shape, p, ours, there)
+        assert isinstance(mask, DeviceArray)
+        assert mask.shape == shape
+        wanted = dropout_mask(shape, p, host, here)
+        assert mask.dtype == wanted.dtype
+        assert mask.to_host().tobytes() == wanted.tobytes()
+    if p >= 0.1 and p <= 0.9:
+        # 2,800 draws: four standard deviations are at most 0.038.
+        np.testing.assert_allclose((mask.to_host() == 0).mean(), p, atol=0.038)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

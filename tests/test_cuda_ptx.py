@@ -35,6 +35,7 @@ from numbadrop.kernels.cuda import (
     elementwise,
     gather,
     jit,
+    masks,
     matmul,
     normalization,
     pooling,
@@ -243,6 +244,17 @@ def test_the_other_kernels_are_in_registers_and_in_the_dtype_of_the_arrays(
         for ptx in texts:
             check_clean(ptx)
             assert not re.search(r"(add|mul|fma|div|sqrt)\.\S*f64", ptx)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_masks(dtype: str, compiled: Compiled) -> None:
+    masks.dropout_mask((1000, 99), np.dtype(dtype), 2.0, 1 << 31, 3, 4)
+    ptx = compiled.one("mask")
+    check_clean(ptx)
+    # All that is drawn is there to be seen: two products a round, in registers, without a call.
+    assert ptx.count("mul.hi.u64") == 20
+    assert "call" not in ptx
+    assert dtype == "float64" or "f64" not in ptx
 
 
 def test_those_that_sum_in_float64(compiled: Compiled) -> None:

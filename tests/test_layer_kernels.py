@@ -22,7 +22,7 @@ from kernel_checks import (
 
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import elementwise, matmul, reference, softmax
+from numbadrop.kernels import elementwise, masks, matmul, reference, softmax
 from numbadrop.kernels.product import _DEPTH_BLOCK
 
 sizes = st.integers(0, 20) | st.integers(0, 110)
@@ -242,6 +242,51 @@ class TestSampleUnits:
             kernels.sample_units(IndexSet([0, 2], 4), keep, np.random.default_rng(0))
 
 
+class TestDropoutMask:
+    @given(
+        shape=st.lists(st.integers(0, 12), max_size=4).map(tuple),
+        p=st.floats(0, 1, exclude_max=True) | st.sampled_from([0.1, 0.5, 0.9, 1 - 2.0**-53]),
+        dtype=dtypes,
+        seed=seeds,
+    )
+    def test_has_the_bits_of_numpy(self, shape, p, dtype, seed):
+        like = np.empty(0, dtype)
+        mask = kernels.dropout_mask(shape, p, np.random.default_rng(seed), like)
+        assert mask.shape == shape
+        wanted = reference.dropout_mask(shape, p, np.random.default_rng(seed), like)
+        assert_same_bits(mask, wanted)
+
+    @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+    def test_shared_by_threads(self, p):
+        shape, like = (3, masks._SERIAL_BELOW), np.empty(0, np.float32)
+        mask = kernels.dropout_mask(shape, p, np.random.default_rng(0), like)
+        assert_same_bits(mask, reference.dropout_mask(shape, p, np.random.default_rng(0), like))
+        # 60,000 draws: four standard deviations are at most 0.0082.
+        np.testing.assert_allclose((mask == 0).mean(), p, atol=0.0082)
+
+    def test_every_mask_is_another(self):
+        rng, like = np.random.default_rng(0), np.empty(0)
+        first, second = (kernels.dropout_mask((4, 50), 0.5, rng, like) for _ in range(2))
+        # 200 pairs, half of them alike: four standard deviations are 0.14.
+        np.testing.assert_allclose((first == second).mean(), 0.5, atol=0.14)
+
+    def test_bad_input(self):
+        rng, like = np.random.default_rng(0), np.empty(0)
+        for p in (-0.1, 1, float("nan")):
+            with pytest.raises(ValueError, match=r"^p, the fraction dropped, must be in \[0, 1\)"):
+                kernels.dropout_mask((2,), p, rng, like)
+        with pytest.raises(TypeError, match=r"^p must be a real number, got '0.5'"):
+            kernels.dropout_mask((2,), "0.5", rng, like)
+        with pytest.raises(TypeError, match=r"^shape must be a tuple of ints, got \(2, 1.5\)"):
+            kernels.dropout_mask((2, 1.5), 0.5, rng, like)
+        with pytest.raises(ValueError, match=r"^shape must have no negative length, got \(2, -1\)"):
+            kernels.dropout_mask((2, -1), 0.5, rng, like)
+        with pytest.raises(TypeError, match=r"^like must be a NumPy array or a DeviceArray, got "):
+            kernels.dropout_mask((2,), 0.5, rng, [1.0])
+        with pytest.raises(TypeError, match=r"^like must be float32 or float64, got int64"):
+            kernels.dropout_mask((2,), 0.5, rng, np.empty(0, np.int64))
+
+
 class TestCrossEntropy:
     @given(
         shape=st.tuples(sizes, st.integers(1, 110)),
@@ -300,6 +345,7 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     monkeypatch.setattr(elementwise, "_TAKE_SERIAL_BELOW", 0)
     monkeypatch.setattr(elementwise, "_GRADIENT_SERIAL_BELOW", 0)
     monkeypatch.setattr(softmax, "_SERIAL_BELOW", 0)
+    monkeypatch.setattr(masks, "_SERIAL_BELOW", 0)
     results = set()
     before = kernels.get_num_threads()
     try:
@@ -310,7 +356,8 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
             taken = kernels.take_columns(y, np.arange(0, 70, 3), 0.5)
             losses = kernels.cross_entropy(y, np.arange(31))
             dy = kernels.cross_entropy_gradient(y, np.arange(31))
-            results.add(b"".join(a.tobytes() for a in (y, h, sums, taken, losses, dy)))
+            mask = kernels.dropout_mask((31, 71), 0.5, np.random.default_rng(0), y)
+            results.add(b"".join(a.tobytes() for a in (y, h, sums, taken, losses, dy, mask)))
     finally:
         kernels.set_num_threads(before)
     assert len(results) == 1

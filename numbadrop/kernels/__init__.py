@@ -14,6 +14,7 @@ from numbadrop.kernels.convolution import (
 from numbadrop.kernels.device import to_device
 from numbadrop.kernels.elementwise import rectifier_gradient, take_columns
 from numbadrop.kernels.geometry import conv2d_size
+from numbadrop.kernels.masks import dropout_mask
 from numbadrop.kernels.matmul import (
     gathered_linear,
     gathered_matmul,
@@ -44,6 +45,7 @@ __all__ = [
     "conv2d_size",
     "cross_entropy",
     "cross_entropy_gradient",
+    "dropout_mask",
     "element_rule",
     "gathered_conv2d",
     "gathered_conv2d_t",

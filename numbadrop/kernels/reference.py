@@ -20,6 +20,7 @@ __all__ = [
     "conv2d_at",
     "cross_entropy",
     "cross_entropy_gradient",
+    "dropout_mask",
     "gathered_conv2d",
     "gathered_conv2d_t",
     "gathered_linear",
@@ -97,6 +98,13 @@ def rectifier_gradient(
 def take_columns(x: Array, cols: Any, factor: float = 1.0) -> Array:
     """y[b, j] = factor x[b, cols[j]]."""
     return factor * x[:, _block(x.shape[1:], cols)[0]]
+
+
+def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, like: Array) -> Array:
+    """mask[i] = 1 / (1 - p) if draw[i] >= p else 0, where `rng` gives the key of the draws."""
+    key = [int(rng.integers(2**63)) for _ in range(2)]
+    draws = np.random.Generator(np.random.Philox(key=key)).random(shape, np.float32)
+    return np.multiply(draws >= p, 1 / (1 - p), dtype=like.dtype)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from numbadrop import ops
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import sample_units
+from numbadrop.kernels import dropout_mask, sample_units
 from numbadrop.nn.activation import Activation, Input
 from numbadrop.nn.module import Module
 
@@ -48,9 +46,8 @@ class Dropout(Module):
         x = Activation.of(x).take(units)
         if not self.training or self.p == 0:
             return x
-        kept = self.rng.random(self._mask_shape(x.values.shape), np.float32) >= self.p
-        mask = np.multiply(kept, 1 / (1 - self.p), dtype=x.values.dtype)
-        return Activation(x.values * np.asarray(mask, like=x.value), x.units)
+        mask = dropout_mask(self._mask_shape(x.values.shape), self.p, self.rng, x.value)
+        return Activation(x.values * mask, x.units)
 
     def _mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
@@ -72,6 +69,7 @@ class Dropout2d(Dropout):
 
     Examples
     --------
+    >>> import numpy as np
     >>> y = Dropout2d(0.5).seed(1)(np.ones((1, 2, 1, 4)))
     >>> bool((y.value[0, 0] == y.value[0, 1]).all())
     True
@@ -117,6 +115,7 @@ class BatchwiseDropout(Module):
 
     Examples
     --------
+    >>> import numpy as np
     >>> layer = BatchwiseDropout(0.5).seed(0)
     >>> y = layer(np.ones((2, 6)))
     >>> len(y.units), y.value[0]

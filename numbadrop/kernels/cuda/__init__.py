@@ -6,6 +6,7 @@ Imported when the first array is sent to a GPU, through `numbadrop.kernels.devic
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.convolution import conv2d_at, gathered_conv2d, gathered_conv2d_t
 from numbadrop.kernels.cuda.elementwise import rectifier_gradient, take_columns
+from numbadrop.kernels.cuda.masks import dropout_mask
 from numbadrop.kernels.cuda.matmul import (
     gathered_linear,
     gathered_matmul,
@@ -33,6 +34,7 @@ __all__ = [
     "conv2d_at",
     "cross_entropy",
     "cross_entropy_gradient",
+    "dropout_mask",
     "gathered_conv2d",
     "gathered_conv2d_t",
     "gathered_linear",
