@@ -185,6 +185,19 @@ def test_foreign_arrays_are_not_copied(rng):
         kernels.gathered_matmul(to_device(np.ones((2, 3), np.int64)), w)
 
 
+def test_what_was_sent_is_what_there_was(rng):
+    """The host array changes at once, and pinned memory is used again and again."""
+    host = np.zeros(600_000, np.float32)
+    sent = []
+    for number in range(60):
+        size = int(rng.integers(1, len(host)))
+        host[:size] = number
+        sent.append(to_device(host[:size]))
+        host[:size] = -1
+    for number, array in enumerate(sent):
+        np.testing.assert_array_equal(array.to_host(), number)
+
+
 def test_an_index_set_is_sent_once(monkeypatch):
     from numbadrop.kernels.cuda import array
 

@@ -38,7 +38,7 @@ LEVELS = {
 # Of those, data gets by with less: it is arrays and files, and knows nothing of nets.
 NARROWER = {"data": {"errors"}}
 
-NUMBA = {"numba", "numba_cuda", "llvmlite"}
+NUMBA = {"numba", "numba_cuda", "cuda", "llvmlite"}
 # The kernels, and the command, which sets the threads and shows versions.
 MAY_IMPORT_NUMBA = ("kernels.", "cli.")
 

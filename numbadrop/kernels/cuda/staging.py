@@ -18,15 +18,15 @@ __all__ = ["send"]
 
 Array = NDArray[Any]
 
-_BUFFERS = 16
-"""Transfers that may be under way: more than the patterns of a step and two minibatches."""
+_PAGES, _PAGE = 4, 1 << 20
+"""Pinned memory: the patterns of a hundred steps, or a few minibatches, are under way at most."""
 _LARGEST = 1 << 24
 """Bytes that are worth a copy on the host. Larger arrays, such as weights, are sent as they are."""
 
 
 @dataclass
-class _Buffer:
-    """Pinned memory, and the event of the driver that the transfer that reads it is over."""
+class _Page:
+    """Pinned memory, and the event of the driver that the transfers that read it are over."""
 
     memory: Array
     sent: Any
@@ -37,20 +37,24 @@ class _Staging(threading.local):
 
     def __init__(self) -> None:
         cuda.current_context()  # The driver asks for one of each thread.
-        self.buffers: list[_Buffer] = []
-        self.next = 0
+        self.pages = [
+            _Page(cuda.pinned_array(_PAGE, np.uint8), call("cuEventCreate", 0))
+            for _ in range(_PAGES)
+        ]
+        self.page, self.used = self.pages[0], 0
 
-    def take(self, nbytes: int) -> _Buffer:
-        """Return a buffer that nothing reads any more."""
-        if len(self.buffers) < _BUFFERS:
-            event = call("cuEventCreate", 0)
-            self.buffers.append(_Buffer(cuda.pinned_array(nbytes, np.uint8), event))
-        buffer = self.buffers[self.next]
-        self.next = (self.next + 1) % _BUFFERS
-        call("cuEventSynchronize", buffer.sent)
-        if buffer.memory.size < nbytes:
-            buffer.memory = cuda.pinned_array(nbytes, np.uint8)
-        return buffer
+    def take(self, nbytes: int) -> int:
+        """Return the address of pinned memory that nothing reads any more."""
+        if self.used + nbytes > self.page.memory.size:
+            call("cuEventRecord", self.page.sent, 0)
+            self.pages.append(self.pages.pop(0))
+            self.page, self.used = self.pages[0], 0
+            call("cuEventSynchronize", self.page.sent)
+            if nbytes > self.page.memory.size:
+                self.page.memory = cuda.pinned_array(nbytes, np.uint8)
+        address = address_of(self.page.memory) + self.used
+        self.used += nbytes
+        return address
 
 
 @cache
@@ -63,8 +67,6 @@ def send(host: Array, address: Any) -> None:
     if SIMULATED or host.size == 0 or host.nbytes > _LARGEST:
         write(address, host)
         return
-    buffer = _staging().take(host.nbytes)
-    pinned = address_of(buffer.memory)
+    pinned = _staging().take(host.nbytes)
     ctypes.memmove(pinned, address_of(host), host.nbytes)
     call("cuMemcpyHtoDAsync", address, pinned, host.nbytes, 0)
-    call("cuEventRecord", buffer.sent, 0)
