@@ -73,6 +73,23 @@ def seconds(run: Run, calls: int) -> float:
     return 1e-3 * float(cuda.event_elapsed_time(first, last)) / calls
 
 
+@cuda.jit
+def sleep(milliseconds: int) -> None:
+    """Keep the GPU from beginning with what comes behind."""
+    for _ in range(milliseconds):
+        cuda.nanosleep(1_000_000)
+
+
+def gpu_seconds(run: Run, rounds: int) -> float:
+    """Return the median time of a call on the GPU alone, which has all of its kernels at hand."""
+    times = []
+    for _ in range(rounds):
+        if not SIMULATED:
+            sleep[1, 1](20)
+        times.append(seconds(run, 1))
+    return statistics.median(times)
+
+
 def medians(runs: Mapping[str, Run], sizes: Sizes) -> dict[str, float]:
     """Return the median time of each run; they take turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -322,6 +339,8 @@ def time_steps(sizes: Sizes, peer: Peer | None, quick: bool) -> list[dict[str, A
     """Print and return the times of training steps over the width of the hidden layers."""
     with_torch = peer is not None and peer.name.startswith("PyTorch")
     names = [*PATTERNS, *(["PyTorch none", "PyTorch dropout"] if with_torch else []), "CPU"]
+    alone = ["batchwise", *(["PyTorch dropout"] if with_torch else [])]
+    names += [f"GPU alone: {name}" for name in alone]
     print(f"| ms a step, n | b | {' | '.join(names)} |\n| ---: |" + " ---: |" * (len(names) + 1))
     lines = []
     for n in sizes.widths:
@@ -332,6 +351,8 @@ def time_steps(sizes: Sizes, peer: Peer | None, quick: bool) -> list[dict[str, A
                 runs["PyTorch none"] = torch_step(widths, batch, dropout=False)
                 runs["PyTorch dropout"] = torch_step(widths, batch, dropout=True)
             times = medians(runs, sizes)
+            for name in alone:
+                times[f"GPU alone: {name}"] = gpu_seconds(runs[name], sizes.rounds)
             times["CPU"] = host_seconds(step(widths, batch, "batchwise", "cpu"))
             lines.append({"n": n, "b": batch, **times})
             print(f"| {n} | {batch} | {' | '.join(f'{1e3 * times[k]:.3f}' for k in names)} |")
@@ -350,7 +371,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(batches), figsize=(5 * len(batches), 4), squeeze=False)
     for axis, batch in zip(axes[0], batches, strict=True):
         chosen = [line for line in lines if line["b"] == batch]
-        for name in [key for key in chosen[0] if key not in ("n", "b", "CPU")]:
+        for name in [key for key in chosen[0] if key not in ("n", "b", "CPU") and ":" not in key]:
             milliseconds = [1e3 * line[name] for line in chosen]
             axis.plot([line["n"] for line in chosen], milliseconds, "o-", label=name)
         axis.set(yscale="log", xlabel="hidden units", ylabel="ms a step", title=f"batch of {batch}")

@@ -402,6 +402,8 @@ def device_indices(units: IndexSet | None) -> DeviceArray | None:
     if units is None or units.is_all:
         return None
     if units.resident is None:
-        units.keep_resident(DeviceArray.from_host(units.indices.astype(np.int32)))
+        sent = DeviceArray.empty(len(units), np.int32)
+        send(units.indices.astype(np.int32), sent.address)
+        units.keep_resident(sent)
     resident: DeviceArray = units.resident
     return resident
