@@ -89,7 +89,7 @@ def test_an_edit_of_a_callee_is_never_missed(package, run, tmp_path):
 
 @pytest.mark.parametrize("constant", ["DATA", "SHAPE", "STRIDES"])
 def test_code_for_another_structure_of_arrays_is_not_taken(constant, monkeypatch):
-    stamp = jit._sources_stamp.__wrapped__
+    stamp = jit.sources_stamp.__wrapped__
     before = stamp()
     assert stamp() == before
     monkeypatch.setattr(jit, constant, 0)

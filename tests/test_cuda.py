@@ -549,6 +549,8 @@ def test_a_step_sends_no_mask(rng, monkeypatch):
     send = array.send
     monkeypatch.setattr(array, "send", lambda host, native: (sent.append(host), send(host, native)))
     train(net, optimizer, [(there, y)], lambda batch: batch)
+    del sent[:]  # Among them, the first time, the places of the patches of a convolution.
+    train(net, optimizer, [(there, y)], lambda batch: batch)
     assert {host.shape for host in sent} == {y.shape}  # The labels are on the host.
 
 

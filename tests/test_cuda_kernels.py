@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from subprocess import run
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ if not SIMULATED and not cuda.is_available():
 
 from numbadrop.kernels.cuda import (  # noqa: E402
     convolution,
+    cubins,
     elementwise,
     matmul,
     normalization,
@@ -481,3 +483,69 @@ def test_sizes_of_blocks() -> None:
         assert size % 512 == 0
         assert nbytes <= size <= max(nbytes * 9 // 8 + 1, nbytes + 511)
         assert rounded(size) == size
+
+
+# ------------------------------------------------------------------------- code kept on disk
+
+NAMES = """
+import numpy as np
+from numbadrop.kernels.cuda import cubins, product, update
+from numbadrop.kernels.cuda.gather import Layout
+from numbadrop.optim.rules import AdamRule
+
+for dtype in map(np.dtype, ("float32", "float64")):
+    for tile in product.TILES[dtype]:
+        for layout in (Layout(True), Layout(False, depth_gathered=True)):
+            run = product.product_kernel(tile, dtype, layout, layout, product.Ending())
+            print(cubins.name_of(run.function, ("int64",), run.bounds, (9, 0)))
+    run = update._update_kernel(AdamRule, dtype, 3)
+    print(cubins.name_of(run.function, ("int64",), run.bounds, (9, 0)))
+    print(cubins.name_of(run.function, ("int64",), run.bounds, (8, 0)))
+    print(cubins.name_of(run.function, ("float32",), run.bounds, (9, 0)))
+"""
+
+
+def test_a_kernel_has_one_name_in_all_processes() -> None:
+    first, second = (
+        run([sys.executable, "-c", NAMES], env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, timeout=120, check=True).stdout.split()
+        for seed in ("1", "2")
+    )  # fmt: skip
+    assert first == second
+    assert len(set(first)) == len(first)
+    assert all(name.endswith(".cubin") for name in first)
+
+
+def test_code_that_is_not_ours_is_not_kept() -> None:
+    def make(own: Any) -> Any:
+        def kernel(out):
+            own(out)
+
+        kernel.__module__ = "numbadrop.kernels.cuda.elements"
+        return kernel
+
+    assert cubins.name_of(make(rules.sgd), (), (1, 1), (9, 0)) is not None
+    assert cubins.name_of(make(lambda out: None), (), (1, 1), (9, 0)) is None
+    assert cubins.name_of(make(object()), (), (1, 1), (9, 0)) is None
+
+
+def test_kept_code_is_whole_or_not_there(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cubins, "cache_folder", lambda: tmp_path)
+    assert cubins.load("a.cubin") is None
+    code = bytes(range(256)) * 3
+    cubins.save("a.cubin", "entry", b"old")
+    cubins.save("a.cubin", "entry", code)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.cubin"]
+    assert cubins.load("a.cubin") == ("entry", code)
+    whole = (tmp_path / "a.cubin").read_bytes()
+    for broken in (b"", whole[:40], whole[:-1], whole[:-1] + b"x"):
+        (tmp_path / "a.cubin").write_bytes(broken)
+        assert cubins.load("a.cubin") is None
+    (tmp_path / "a.cubin").write_bytes(whole)
+    monkeypatch.setattr(cubins, "_stamp", lambda: b"of other sources".ljust(32))
+    assert cubins.load("a.cubin") is None
+    monkeypatch.setattr(cubins, "cache_folder", lambda: tmp_path / "missing")
+    cubins.save("a.cubin", "entry", code)  # Nobody minds.
+    monkeypatch.setattr(cubins, "cache_folder", lambda: None)
+    cubins.save("a.cubin", "entry", code)
+    assert cubins.load("a.cubin") is None

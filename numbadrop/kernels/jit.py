@@ -27,6 +27,7 @@ __all__ = [
     "inner",
     "native_function",
     "native_kernel",
+    "sources_stamp",
 ]
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -45,7 +46,8 @@ inlined = numba.njit(inline="always", **_CALLEE)
 
 
 @cache
-def _sources_stamp() -> str:
+def sources_stamp() -> str:
+    """Return a hash of all sources that can reach a kernel."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for folder in ("bench", "kernels", "optim"):
@@ -67,7 +69,7 @@ def _keep_on_disk(compiled: Any) -> None:
     """Let what will be compiled be kept between processes, if there is a place for it."""
     if cache_folder() is not None:
         compiled.enable_caching()
-        compiled._cache._cache_file._source_stamp = _sources_stamp()
+        compiled._cache._cache_file._source_stamp = sources_stamp()
 
 
 def entry(function: Callable[..., Any]) -> Any:

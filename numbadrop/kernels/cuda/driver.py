@@ -70,8 +70,8 @@ class _Memory:
     def __init__(self, size: int, address: int) -> None:
         self._size, self.address = size, address
 
-    def __del__(self) -> None:
-        _pool.give_back(self._size, self.address)
+    def __del__(self, pool: Pool = _pool) -> None:  # A module's own names may be gone at the end.
+        pool.give_back(self._size, self.address)
 
 
 def _take(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from numbadrop.kernels.cuda.driver import SIMULATED, bindings, check, cuda
+from numbadrop.address import address_of_bytes
+from numbadrop.kernels.cuda.cubins import load, name_of, save
+from numbadrop.kernels.cuda.driver import SIMULATED, bindings, call, check, cuda
 
 __all__ = ["ALIGNMENT", "STRIDING", "Grid", "Kernel", "device_function", "grid_over", "kernel"]
 
@@ -106,8 +108,17 @@ class Kernel:
         """Return the kernel as the driver takes it, its parameters, and what keeps it loaded."""
         made = cuda.jit(launch_bounds=self.bounds)(self.function)
         kinds = tuple(made.typeof_pyval(self.sample(one)) for one in arguments)
-        code = made.compile(kinds)._codelibrary.get_cufunc()
-        return bindings.CUfunction(int(code.handle)), _layout(kinds), (made, code)
+        capability = cuda.get_current_device().compute_capability
+        name = name_of(self.function, kinds, self.bounds, capability)
+        found = load(name) if name else None
+        if found is None:
+            library = made.compile(kinds)._codelibrary
+            found = library._entry_name, bytes(library.get_cubin().code)
+            if name:
+                save(name, *found)
+        entry, code = found
+        module = call("cuModuleLoadData", address_of_bytes(code))
+        return call("cuModuleGetFunction", module, entry.encode()), _layout(kinds), module
 
 
 def _layout(kinds: Any) -> Struct:
