@@ -8,6 +8,10 @@ the events of the device, after a warm-up; the peers run in the same process on 
 turns with ours. cuBLAS is called through PyTorch or CuPy, without TF32. Small products take as long
 as their launch from Python, here and there; that counts.
 
+    python asv_benchmarks/gpu.py --first-step
+
+tells how long a new process takes for its first step.
+
     NUMBA_ENABLE_CUDASIM=1 python asv_benchmarks/gpu.py --quick
 
 runs all of it on tiny sizes without a GPU. Its figures mean nothing.
@@ -324,6 +328,15 @@ def torch_step(widths: tuple[int, ...], batch: int, dropout: bool) -> Run:
     return run
 
 
+def print_first_step() -> None:
+    """Time a step whose kernels are not loaded, and not compiled where the cache is empty."""
+    run = step((784, 800, 800, 10), 100, "batchwise", "cuda")
+    start = time.perf_counter()
+    run()
+    cuda.synchronize()
+    print(f"first step: {time.perf_counter() - start:.1f} s")
+
+
 def host_seconds(run: Run, calls: int = 5) -> float:
     """Return the median time of a call on the CPU."""
     run()
@@ -371,11 +384,22 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(batches), figsize=(5 * len(batches), 4), squeeze=False)
     for axis, batch in zip(axes[0], batches, strict=True):
         chosen = [line for line in lines if line["b"] == batch]
-        for name in [key for key in chosen[0] if key not in ("n", "b", "CPU") and ":" not in key]:
+        colours: dict[str, Any] = {}
+        for name in [key for key in chosen[0] if key not in ("n", "b", "CPU")]:
             milliseconds = [1e3 * line[name] for line in chosen]
-            axis.plot([line["n"] for line in chosen], milliseconds, "o-", label=name)
+            _, _, whole = name.rpartition(": ")  # What the GPU takes alone is dashed.
+            style = "o-" if whole == name else "o--"
+            widths = [line["n"] for line in chosen]
+            (drawn,) = axis.plot(
+                widths, milliseconds, style, label=name, color=colours.get(whole), markersize=4
+            )
+            colours[name] = drawn.get_color()
         axis.set(yscale="log", xlabel="hidden units", ylabel="ms a step", title=f"batch of {batch}")
-        axis.legend()
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="minor", labelsize="small")
+        axis.set_xticks(widths)
+    axes[0][-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     figure.savefig(path)
 
@@ -413,7 +437,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for the simulator")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--plot", type=Path, help="draw the steps' times over the width; PNG, SVG")
+    parser.add_argument("--first-step", action="store_true", help="time a first step, no more")
     options = parser.parse_args()
+    if options.first_step:
+        print_first_step()
+        return
     sizes = QUICK if options.quick else FULL
     start = time.perf_counter()
     peer = find_peer()
