@@ -185,15 +185,19 @@ def test_foreign_arrays_are_not_copied(rng):
         kernels.gathered_matmul(to_device(np.ones((2, 3), np.int64)), w)
 
 
-def test_what_was_sent_is_what_there_was(rng):
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_was_sent_is_what_there_was(rng, beside):
     """The host array changes at once, and pinned memory is used again and again."""
     host = np.zeros(600_000, np.float32)
     sent = []
     for number in range(60):
         size = int(rng.integers(1, len(host)))
         host[:size] = number
-        sent.append(to_device(host[:size]))
+        sent.append(to_device(host[:size], beside=beside))
         host[:size] = -1
+        if number % 3 == 0:  # The next one to be sent has its memory, which is still to be read.
+            doubled = to_device(np.full(size, 1.0, np.float32))
+            sent[-1] = sent[-1] * doubled
     for number, array in enumerate(sent):
         np.testing.assert_array_equal(array.to_host(), number)
 
@@ -203,7 +207,7 @@ def test_an_index_set_is_sent_once(monkeypatch):
 
     sent = []
     send = array.send
-    monkeypatch.setattr(array, "send", lambda host, native: (sent.append(host), send(host, native)))
+    monkeypatch.setattr(array, "send", lambda host, *to: (sent.append(host), send(host, *to)))
     units = IndexSet([0, 2], 3)
     x = to_device(np.ones((2, 3)))
     del sent[:]
@@ -314,6 +318,13 @@ def test_memory_of_pytorch_is_shared():
     np.testing.assert_array_equal(kernels.gathered_matmul(theirs, w).to_host(), np.full((2, 4), 15))
     with pytest.raises(ValueError, match="must be C-contiguous"):
         to_device(theirs.T)
+
+
+def test_threads_that_send_come_and_go():
+    for number in range(5):
+        with ThreadPoolExecutor(1) as thread:
+            array = thread.submit(to_device, np.full(1000, number), beside=True).result()
+        np.testing.assert_array_equal(array.to_host(), number)
 
 
 @pytest.mark.skipif(SIMULATED, reason="kernels of the simulator run one after the other")
@@ -547,7 +558,7 @@ def test_a_step_sends_no_mask(rng, monkeypatch):
     there = to_device(x)
     sent = []
     send = array.send
-    monkeypatch.setattr(array, "send", lambda host, native: (sent.append(host), send(host, native)))
+    monkeypatch.setattr(array, "send", lambda host, *to: (sent.append(host), send(host, *to)))
     train(net, optimizer, [(there, y)], lambda batch: batch)
     del sent[:]  # Among them, the first time, the places of the patches of a convolution.
     train(net, optimizer, [(there, y)], lambda batch: batch)

@@ -78,14 +78,18 @@ def host_copy(array: Array) -> Array:
     return array.copy() if is_host(array) else to_host(array)
 
 
-def to_device(array: ArrayLike) -> Any:
-    """Return a copy of an array in the memory of the GPU.
+def to_device(array: ArrayLike, *, beside: bool = False) -> Any:
+    """Return a copy of an array in the memory of the GPU; the array may be changed at once.
 
     What lies there already, of CuPy, PyTorch or Numba, becomes a `DeviceArray` without a copy.
 
     Parameters
     ----------
     array : array_like
+    beside : bool
+        Copy while the kernels run that are started from now on, and return when it is done: for a
+        thread that prepares what others will need. Else the copy takes its turn between kernels,
+        and nobody waits for it.
 
     Returns
     -------
@@ -100,4 +104,4 @@ def to_device(array: ArrayLike) -> Any:
         If an array on the GPU is not C-contiguous.
     """
     array = as_array(array)
-    return cuda().DeviceArray.from_host(array) if is_host(array) else array
+    return cuda().DeviceArray.from_host(array, beside) if is_host(array) else array

@@ -34,6 +34,6 @@ def sent_ahead(
 
     def next_sent(number: int) -> tuple[Array, Array]:
         x, y = next(batches)
-        return send(x, device), y
+        return to_device(x, beside=True), y
 
     return ahead(next_sent, range(count))

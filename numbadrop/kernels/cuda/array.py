@@ -77,11 +77,11 @@ class DeviceArray(NDArrayOperatorsMixin):
         return out
 
     @classmethod
-    def from_host(cls, array: ArrayLike) -> Self:
-        """Return a copy of a host array, which may be changed at once: the copy does not wait."""
+    def from_host(cls, array: ArrayLike, beside: bool = False) -> Self:
+        """Return a copy of a host array, see `numbadrop.kernels.to_device`."""
         host = np.ascontiguousarray(array).reshape(np.shape(array))  # 0-d would become 1-d
         made = cls.empty(host.shape, host.dtype)
-        send(host, made.address)
+        send(host, made.address, beside)
         return made
 
     @classmethod

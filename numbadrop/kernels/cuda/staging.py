@@ -1,18 +1,17 @@
-"""Transfers to the GPU that do not wait: through pinned memory, in the order of the kernels."""
+"""Transfers to the GPU through pinned memory: in the order of the kernels, or beside them."""
 
 from __future__ import annotations
 
 import ctypes
 import threading
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbadrop.address import address_of
-from numbadrop.kernels.cuda.driver import SIMULATED, call, cuda, write
+from numbadrop.kernels.cuda.driver import SIMULATED, bindings, call, cuda, write
 
 __all__ = ["send"]
 
@@ -32,8 +31,8 @@ class _Page:
     sent: Any
 
 
-class _Staging(threading.local):
-    """Of each thread, so that none waits for another."""
+class _Staging:
+    """The pages of a thread: each has its own, so that none waits for another."""
 
     def __init__(self) -> None:
         cuda.current_context()  # The driver asks for one of each thread.
@@ -42,6 +41,18 @@ class _Staging(threading.local):
             for _ in range(_PAGES)
         ]
         self.page, self.used = self.pages[0], 0
+        self.before = call("cuEventCreate", 0)
+        """That what was started before is over."""
+        self.beside = call("cuStreamCreate", bindings.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        """Where transfers do not take their turn between kernels."""
+
+    def __del__(self, driver: Any = bindings) -> None:
+        # The thread has ended, its last transfers may be under way. Errors are those of a process
+        # that ends, in which a module's own names may be gone.
+        driver.cuStreamSynchronize(0)
+        driver.cuStreamDestroy(self.beside)
+        for event in (self.before, *(page.sent for page in self.pages)):
+            driver.cuEventDestroy(event)
 
     def take(self, nbytes: int) -> int:
         """Return the address of pinned memory that nothing reads any more."""
@@ -57,16 +68,33 @@ class _Staging(threading.local):
         return address
 
 
-@cache
+_own = threading.local()
+
+
 def _staging() -> _Staging:
-    return _Staging()
+    if not hasattr(_own, "staging"):
+        _own.staging = _Staging()
+    staging: _Staging = _own.staging
+    return staging
 
 
-def send(host: Array, address: Any) -> None:
-    """Copy a C-contiguous host array to the GPU; the host array may be changed at once."""
+def send(host: Array, address: Any, beside: bool = False) -> None:
+    """Copy a C-contiguous host array to the GPU; the host array may be changed at once.
+
+    Either the copy takes its turn between kernels, and nobody waits, or it runs beside those that
+    are started from now on, and is over on return.
+    """
     if SIMULATED or host.size == 0 or host.nbytes > _LARGEST:
         write(address, host)
         return
-    pinned = _staging().take(host.nbytes)
+    staging = _staging()
+    pinned = staging.take(host.nbytes)
     ctypes.memmove(pinned, address_of(host), host.nbytes)
-    call("cuMemcpyHtoDAsync", address, pinned, host.nbytes, 0)
+    if not beside:
+        call("cuMemcpyHtoDAsync", address, pinned, host.nbytes, 0)
+        return
+    # The memory may be in use by kernels that have not run yet.
+    call("cuEventRecord", staging.before, 0)
+    call("cuStreamWaitEvent", staging.beside, staging.before, 0)
+    call("cuMemcpyHtoDAsync", address, pinned, host.nbytes, staging.beside)
+    call("cuStreamSynchronize", staging.beside)
