@@ -202,6 +202,40 @@ def test_what_was_sent_is_what_there_was(rng, beside):
         np.testing.assert_array_equal(array.to_host(), number)
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "int64", "uint8", "uint64", "float16"])
+def test_numbers_that_are_not_of_kernels(dtype):
+    host = np.array([[1, 0, 1], [0, 1, 1]], dtype)
+    x = to_device(host)
+    np.testing.assert_array_equal(x.copy().to_host(), host)
+    np.testing.assert_array_equal(x.transpose(1, 0).to_host(), host.T)
+    np.testing.assert_array_equal(x.astype(np.float32).to_host(), host.astype(np.float32))
+    np.testing.assert_array_equal((x > 0).to_host(), host > 0)
+    x[...] = 1
+    np.testing.assert_array_equal(x.to_host(), np.ones((2, 3), dtype))
+
+
+def test_the_bytes_of_another_machine_are_swapped():
+    x = to_device(np.arange(3, dtype=">f4"))
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal((x + 1).to_host(), [1, 2, 3])
+
+
+@pytest.mark.parametrize("host", [np.array([None, 1]), np.array(["a"]), np.ones(2, complex)])
+def test_what_is_no_real_number_is_refused(host):
+    with pytest.raises(TypeError, match="must hold native numbers or booleans, got"):
+        to_device(host)
+
+
+def test_shapes_of_new_arrays():
+    like = to_device(np.ones(1))
+    assert np.zeros(np.int64(3), like=like).shape == (3,)
+    assert np.zeros([2, 1], like=like).shape == (2, 1)
+    with pytest.raises(ValueError, match="no negative length"):
+        np.zeros((2, -1), like=like)
+    with pytest.raises(IndexError, match=r"indices must be in \[0, 2\), got \[7\]"):
+        np.zeros((2, 3), like=like)[np.ix_([7], [0])] = 1.0
+
+
 def test_an_index_set_is_sent_once(monkeypatch):
     from numbadrop.kernels.cuda import array
 

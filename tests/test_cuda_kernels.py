@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from subprocess import run
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import dropout_mask, reference
+from numbadrop.kernels import BlockUpdate, dropout_mask, reference, update_blocks
 from numbadrop.kernels.geometry import check_geometry, out_size
 from numbadrop.kernels.pooling import Window
 from numbadrop.kernels.update import Update
@@ -19,6 +19,7 @@ from numbadrop.optim import rules
 
 pytest.importorskip("numba_cuda", reason='numba-cuda is missing: pip install "numbadrop[cuda]"')
 from numba import cuda
+from numba.core.typing.typeof import typeof
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 if not SIMULATED and not cuda.is_available():
@@ -27,7 +28,9 @@ if not SIMULATED and not cuda.is_available():
 from numbadrop.kernels.cuda import (  # noqa: E402
     convolution,
     cubins,
+    elements,
     elementwise,
+    jit,
     matmul,
     normalization,
     pooling,
@@ -37,6 +40,7 @@ from numbadrop.kernels.cuda import (  # noqa: E402
 )
 from numbadrop.kernels.cuda.array import DeviceArray  # noqa: E402
 from numbadrop.kernels.cuda.gather import Layout, loader  # noqa: E402
+from numbadrop.kernels.cuda.jit import Kernel  # noqa: E402
 from numbadrop.kernels.cuda.pool import Pool, rounded  # noqa: E402
 from numbadrop.kernels.cuda.tile import Tile  # noqa: E402
 
@@ -266,7 +270,7 @@ def test_convolutions(dtype: str, case: Any) -> None:
 
 def test_images_beyond_32_bits_are_refused() -> None:
     axes = check_geometry(1, 1, 0, 1)
-    with pytest.raises(ValueError, match="at most 2\\*\\*31 - 1 elements"):
+    with pytest.raises(ValueError, match="at most 2\\*\\*29 elements"):
         convolution._forward((2**11, 2**10, 2**9, 2), axes)
 
 
@@ -422,6 +426,43 @@ def test_update_of_a_vector() -> None:
     np.testing.assert_array_equal(ours.to_host(), [0, 0, 2, 3, 3])
 
 
+def test_the_numbers_of_a_rule_are_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel is compiled for the types that it is first started with."""
+    started = []
+    call = Kernel.__call__
+
+    def start(self: Kernel, grid: Any, *numbers: Any) -> None:
+        started.append(numbers)
+        call(self, grid, *numbers)
+
+    monkeypatch.setattr(Kernel, "__call__", start)
+    for rule in (rules.SGDRule(1, False), rules.SGDRule(np.float32(1), 0)):
+        value = device(np.array([1.0, 2.0]))
+        slots, grad = device(np.empty((0, 2))), device(np.array([1.0, 0.5]))
+        update.update_blocks([Update(rule, value, slots, grad, None, None)])
+        np.testing.assert_array_equal(value.to_host(), [0, 1.5])
+    assert {type(number) for rule, *_ in started for number in rule} == {float}
+
+
+def test_a_value_is_updated_once() -> None:
+    value, slots, grad = device(np.ones(2)), device(np.empty((0, 2))), device(np.ones(2))
+    one = BlockUpdate(rules.SGDRule, value, slots)
+    due = one, rules.SGDRule(1.0, 0.0), grad, None, None
+    with pytest.raises(ValueError, match="must be of different values"):
+        update_blocks([due, due])
+    np.testing.assert_array_equal(value.to_host(), [1, 1])
+
+
+def test_axes_that_32_bits_do_not_hold_are_refused() -> None:
+    small = device(np.ones((1, 1), np.float32))
+    for shape in ((1, 1 << 29), (1 << 29, 1)):
+        large = DeviceArray(shape, small.dtype, small.address, None)
+        with pytest.raises(ValueError, match=r"must be below 2\*\*29, got shape"):
+            matmul.matmul_at(large, large, out=small)
+        with pytest.raises(ValueError, match=r"must be below 2\*\*29, got shape"):
+            matmul.gathered_matmul(small, large, None, None, out=small)
+
+
 @pytest.mark.parametrize("most", [1, 2, 16])
 def test_many_parameters_are_updated_together(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(update, "_MOST", most)
@@ -527,6 +568,34 @@ def test_code_that_is_not_ours_is_not_kept() -> None:
     assert cubins.name_of(make(rules.sgd), (), (1, 1), (9, 0)) is not None
     assert cubins.name_of(make(lambda out: None), (), (1, 1), (9, 0)) is None
     assert cubins.name_of(make(object()), (), (1, 1), (9, 0)) is None
+
+
+class SGDRule(NamedTuple):
+    """Not the one of `rules`, whose numbers stand in another order."""
+
+    decay: float
+    lr: float
+
+
+def test_classes_of_one_name_are_two() -> None:
+    def named(*kinds: Any) -> Any:
+        return cubins.name_of(rules.sgd, kinds, (1, 1), (9, 0))
+
+    ours, theirs = typeof(rules.SGDRule(0.1, 0.2)), typeof(SGDRule(0.2, 0.1))
+    assert named(ours) is not None
+    assert named(ours) != named(typeof(rules.NAGRule(0.1, 0.2, 0.3)))
+    assert named(theirs) is None
+    assert named(typeof((1, SGDRule(0.2, 0.1)))) is None
+
+
+@pytest.mark.skipif(SIMULATED, reason="the simulator loads no machine code")
+def test_kept_code_that_does_not_load_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "load", lambda name: ("entry", bytes(4096)))
+    monkeypatch.setattr(jit, "save", lambda *kept: None)
+    elements._elementwise.cache_clear()
+    elements._prepared.cache_clear()
+    x = device(np.ones(3))
+    np.testing.assert_array_equal((x + x).to_host(), [2, 2, 2])
 
 
 def test_kept_code_is_whole_or_not_there(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
+from struct import Struct, calcsize
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,14 @@ except Exception as error:
 CAPABILITY = (9, 0)
 
 
+def check_parameters(ptx: str, layout: Struct) -> None:
+    """Compare the numbers that a kernel expects with those that it is started with."""
+    entry = re.search(r"\.entry [^(]*\(([^)]*)\)", ptx)
+    assert entry is not None
+    sizes = [int(bits) // 8 for bits in re.findall(r"\.param \.[a-z](\d+)", entry[1])]
+    assert sizes == [calcsize(letter) for letter in layout.format]
+
+
 class Compiled:
     """The PTX of each kernel that was started, by its name."""
 
@@ -69,6 +78,7 @@ class Compiled:
         text, _ = driver.cuda.compile_ptx(
             kernel.function, signature, cc=CAPABILITY, launch_bounds=kernel.bounds
         )
+        check_parameters(text, jit._layout(signature))
         self.ptx.setdefault(kernel.function.__name__, []).append(text)
 
     def one(self, name: str) -> str:
@@ -268,6 +278,17 @@ def test_those_that_sum_in_float64(compiled: Compiled) -> None:
         for ptx in texts:
             check_clean(ptx)
     assert any("add.f64" in ptx for ptx in compiled.ptx["sums"])
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "uint8", "uint16", "float16"])
+def test_numpy_code_of_other_numbers(compiled: Compiled, dtype: str) -> None:
+    x = new(3, 4, dtype=dtype)
+    x.copy()
+    x.transpose(1, 0)
+    x.astype(np.int32)
+    x.astype(np.float32)
+    assert (x + x).dtype == dtype
+    x[...] = 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -89,7 +89,7 @@ def to_device(array: ArrayLike, *, beside: bool = False) -> Any:
     beside : bool
         Copy while the kernels run that are started from now on, and return when it is done: for a
         thread that prepares what others will need. Else the copy takes its turn between kernels,
-        and nobody waits for it.
+        and nobody waits for it. More than 16 MB waits for all kernels before, in either case.
 
     Returns
     -------

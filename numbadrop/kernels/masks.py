@@ -125,6 +125,8 @@ def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, lik
     shape, p = _check_shape(shape), check_real("p", p)
     if not 0 <= p < 1:
         raise ValueError(f"p, the fraction dropped, must be in [0, 1), got {p}")
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
     check_is_array("like", like)
     check_dtype("like", like)
     # Of 63 bits, as which a kernel takes them without a sign.

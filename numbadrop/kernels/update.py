@@ -52,7 +52,15 @@ from numbadrop.kernels.windows import (
     write_spread,
 )
 
-__all__ = ["BlockUpdate", "RegisteredRule", "element_rule", "rule_of", "update_block"]
+__all__ = [
+    "BlockUpdate",
+    "RegisteredRule",
+    "Update",
+    "element_rule",
+    "rule_of",
+    "update_block",
+    "update_blocks",
+]
 
 _SERIAL_BELOW = 20_000
 """Weights that one thread updates about as fast as a region of several starts."""
@@ -369,18 +377,24 @@ def update_blocks(updates: Iterable[tuple[BlockUpdate, Any, Array, Units, Units]
     Parameters
     ----------
     updates : iterable of tuple
-        A `BlockUpdate`, and what it is called with: rule, grad, rows and cols.
+        A `BlockUpdate`, and what it is called with: rule, grad, rows and cols. No array that one of
+        them changes may be part of another.
 
     Raises
     ------
     TypeError, ValueError
-        As `update_block`. On a GPU nothing has been changed then.
+        As `update_block`, or if one value occurs twice on a GPU. Nothing has been changed there
+        then; on the host, those before have been done.
     """
     on_gpu: list[Update] = []
+    values = set()
     for update, *arguments in updates:
         if is_host(update.value):
             update(*arguments)
-        else:
-            on_gpu.append(update.check(*arguments))
+            continue
+        on_gpu.append(update.check(*arguments))
+        values.add(id(update.value))
+    if len(values) < len(on_gpu):
+        raise ValueError("updates on a GPU must be of different values, one occurs twice")
     if on_gpu:
         cuda().update_blocks(on_gpu)

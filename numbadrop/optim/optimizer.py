@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import is_
 from typing import Any, ClassVar
@@ -129,17 +129,17 @@ class Optimizer:
         """
         for number, parameter in enumerate(self._states):
             _check_gradient(number, parameter)
-        updates, states = [], []
+        kernels.update_blocks(self._updates())
+
+    def _updates(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the update of each parameter, and count a step once it is asked for the next."""
         for group in self.param_groups:
             lr = group["lr"] * self.lr_scale
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     state = self._states[parameter]
-                    updates.append(_update(self._rule(group, lr, state), parameter, state))
-                    states.append(state)
-        kernels.update_blocks(updates)
-        for state in states:
-            state.steps += 1
+                    yield _due_update(self._rule(group, lr, state), parameter, state)
+                    state.steps += 1
 
     def catch_up(self) -> None:
         """Make up for all steps that inactive weights have missed. Does nothing if "frozen"."""
@@ -242,7 +242,7 @@ def _check_gradient(number: int, parameter: Parameter) -> None:
         )
 
 
-def _update(rule: tuple[float, ...], parameter: Parameter, state: State) -> tuple[Any, ...]:
+def _due_update(rule: tuple[float, ...], parameter: Parameter, state: State) -> tuple[Any, ...]:
     """Return what `kernels.update_blocks` takes."""
     grad = parameter.grad
     assert grad is not None

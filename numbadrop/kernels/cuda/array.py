@@ -8,6 +8,7 @@ device unless it is asked to: `numpy.asarray` of a device array is an error.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Self
@@ -24,6 +25,15 @@ from numbadrop.kernels.cuda.staging import send
 __all__ = ["DeviceArray", "device_indices"]
 
 Array = NDArray[Any]
+_DTYPES = {np.dtype(kind) for kind in "?bBhHiIlLqQefd"}
+_LEGACY_STREAM = 1
+"""As others are told it, where kernels that write an array may be under way."""
+
+
+def _checked_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype not in _DTYPES:
+        raise TypeError(f"an array on the GPU must hold native numbers or booleans, got {dtype}")
+    return dtype
 
 
 class DeviceArray(NDArrayOperatorsMixin):
@@ -64,9 +74,11 @@ class DeviceArray(NDArrayOperatorsMixin):
         DeviceError, DeviceMemoryError
             If there is no GPU, or not enough memory on it.
         """
-        if isinstance(shape, int):
-            shape = (shape,)
-        dtype = np.dtype(dtype)
+        if type(shape) is not tuple:
+            shape = tuple(shape) if isinstance(shape, list | tuple) else (operator.index(shape),)
+        if min(shape, default=0) < 0:
+            raise ValueError(f"shape must have no negative length, got {shape}")
+        dtype = _checked_dtype(np.dtype(dtype))
         return cls(shape, dtype, *allocate(shape, dtype))
 
     @classmethod
@@ -79,7 +91,9 @@ class DeviceArray(NDArrayOperatorsMixin):
     @classmethod
     def from_host(cls, array: ArrayLike, beside: bool = False) -> Self:
         """Return a copy of a host array, see `numbadrop.kernels.to_device`."""
-        host = np.ascontiguousarray(array).reshape(np.shape(array))  # 0-d would become 1-d
+        host = np.asarray(array)
+        dtype = host.dtype.newbyteorder("=")
+        host = np.ascontiguousarray(host, dtype).reshape(host.shape)  # 0-d would become 1-d
         made = cls.empty(host.shape, host.dtype)
         send(host, made.address, beside)
         return made
@@ -112,6 +126,7 @@ class DeviceArray(NDArrayOperatorsMixin):
                 f"an array on the GPU must be C-contiguous, got strides {tuple(native.strides)} "
                 f"for shape {tuple(native.shape)}: make a contiguous copy first"
             )
+        _checked_dtype(native.dtype)
         address = native.reshape(-1) if SIMULATED else native.__cuda_array_interface__["data"][0]
         return cls(tuple(native.shape), native.dtype, address, native)
 
@@ -133,7 +148,7 @@ class DeviceArray(NDArrayOperatorsMixin):
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (self._number(), False),
-                "strides": None, "version": 3}  # fmt: skip
+                "strides": None, "version": 3, "stream": _LEGACY_STREAM}  # fmt: skip
 
     def _number(self) -> int:
         address: int = self.address._ary.ctypes.data if SIMULATED else self.address
@@ -256,6 +271,9 @@ class DeviceArray(NDArrayOperatorsMixin):
                 raise IndexError(f"an array with {self.ndim} axes cannot be indexed by {len(key)}")
             *leading, last = key
             place, step = np.zeros((), np.int64), 1
+            for indices, length in zip(key, self.shape, strict=True):
+                if indices.size and not 0 <= indices.min() <= indices.max() < length:
+                    raise IndexError(f"indices must be in [0, {length}), got {indices.ravel()}")
             for indices, length in zip(leading[::-1], self.shape[-2::-1], strict=True):
                 place, step = place + indices * step, step * length
             if leading:

@@ -24,8 +24,8 @@ __all__ = ["conv2d_at", "gathered_conv2d", "gathered_conv2d_t"]
 
 Axes = tuple[Geometry, Geometry]
 Shape = tuple[int, ...]
-_MOST_ELEMENTS = 2**31 - 1
-_MOST_WEIGHTS = 2**29
+_MOST_ELEMENTS = 2**29
+"""Of images or weights: bytes are counted in 32 bits."""
 """Whose places are numbers of bytes, of at most 8 an element, in 32 bits."""
 
 
@@ -52,7 +52,7 @@ def _table(
 def _patches(shape: Shape, down: Taps, along: Taps, kernel_width: int) -> _Patches:
     batch, height, width, channels = shape
     if batch * height * width * channels > _MOST_ELEMENTS:
-        raise ValueError(f"images on a GPU must have at most 2**31 - 1 elements, got shape {shape}")
+        raise ValueError(f"images on a GPU must have at most 2**29 elements, got shape {shape}")
     image = np.arange(batch)[:, None, None] * height
     y = np.arange(down.number)[:, None] * down.step
     x = np.arange(along.number) * along.step
@@ -91,7 +91,7 @@ def _backward(
 @lru_cache(maxsize=64)
 def _depth(order: tuple[int, ...], step: int, units: IndexSet | None, size: int) -> DeviceArray:
     """Return where the units of each tap lie, on an axis of `step` units a tap."""
-    if step * (1 + max(order, default=0)) > _MOST_WEIGHTS:
+    if step * (1 + max(order, default=0)) > _MOST_ELEMENTS:
         raise ValueError("weights of a convolution on a GPU must be at most 2**29")
     kept = np.arange(size) if units is None else units.indices
     places = np.array(order, np.int64)[:, None] * step + kept

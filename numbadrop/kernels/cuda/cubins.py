@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import threading
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -54,6 +54,17 @@ def _describe(value: Any) -> Any:
     return function.__module__, function.__qualname__, function.__code__.co_firstlineno, *cells
 
 
+def _describe_type(kind: Any) -> Any:
+    """Return a type of Numba in words: to Numba, two named tuples of one name are the same."""
+    parts = tuple(map(_describe_type, getattr(kind, "types", ())))
+    named = getattr(kind, "instance_class", None)
+    if named is None:
+        return str(kind), parts
+    if not named.__module__.startswith("numbadrop."):
+        raise _Foreign
+    return named.__module__, named.__qualname__, named._fields, parts
+
+
 def name_of(
     function: Any, kinds: tuple[Any, ...], bounds: tuple[int, int], capability: tuple[int, int]
 ) -> str | None:
@@ -62,7 +73,8 @@ def name_of(
     None where code that is not ours takes part, such as a user's optimizer rule.
     """
     try:
-        what = _describe(function), tuple(map(str, kinds)), bounds, tuple(capability)
+        types = tuple(map(_describe_type, kinds))
+        what = _describe(function), types, bounds, tuple(capability)
     except _Foreign:
         return None
     return f"{function.__name__}.{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.cubin"
@@ -99,10 +111,12 @@ def save(name: str, entry: str, code: bytes) -> None:
     if folder is None:
         return
     rest = entry.encode() + b"\n" + code
+    partial = folder / f"{name}.{os.getpid()}.{threading.get_ident()}"
     try:
-        number, partial = tempfile.mkstemp(dir=folder, prefix=name)
-        with os.fdopen(number, "wb") as file:
-            file.write(_stamp() + hashlib.sha256(rest).digest() + rest)
-        Path(partial).replace(folder / name)
+        partial.write_bytes(_stamp() + hashlib.sha256(rest).digest() + rest)
+        partial.replace(folder / name)
     except OSError:  # A full disk: the next process compiles again.
-        return
+        pass
+    finally:
+        with suppress(OSError):
+            partial.unlink()

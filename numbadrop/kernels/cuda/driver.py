@@ -22,10 +22,13 @@ with needs_extra("cuda", "a GPU"):
     from numba import config, cuda
     from numba.cuda.cudadrv.error import CudaSupportError
 
-__all__ = ["SIMULATED", "allocate", "bindings", "call", "check", "cuda", "read", "write"]
+__all__ = ["SIMULATED", "STREAM", "allocate", "bindings", "call", "check", "cuda", "read", "write"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether Python threads of the host stand in for a GPU: ``NUMBA_ENABLE_CUDASIM=1``."""
+
+STREAM = bindings.CUstream(bindings.CU_STREAM_LEGACY)
+"""Where all kernels and transfers take their turn, those of other libraries by default too."""
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 """A net is allowed to be small."""
@@ -46,8 +49,12 @@ def call(name: str, *arguments: Any) -> Any:
 
 def check(name: str, status: Any) -> None:
     """Raise a `DeviceError` unless the driver's function of this name has succeeded."""
-    if status != 0:
-        raise DeviceError(f"{name} of the GPU's driver failed: {status.name}")
+    if status == 0:
+        return
+    hint = ""
+    if status.name.endswith(("NOT_INITIALIZED", "INVALID_CONTEXT", "INVALID_HANDLE")):
+        hint = ": arrays and kernels stay in the process and on the GPU in which they were made"
+    raise DeviceError(f"{name} of the GPU's driver failed with {status.name}{hint}")
 
 
 def _new_block(size: int) -> int:

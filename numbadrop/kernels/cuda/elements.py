@@ -22,6 +22,9 @@ _CHUNK = 128
 """Elements that one thread sums; the sums of such chunks are summed in turn. The order depends on
 the shape alone, and the error grows with the logarithm of the number of elements."""
 
+_UNUSED = np.dtype(np.int64)
+"""Of arguments that a function does not look at."""
+
 Function = Callable[[Any, Any, Any], Any]
 
 
@@ -173,7 +176,7 @@ def apply(
         return
     missing = 3 - len(operands)
     operands += (0,) * missing
-    dtypes = (dtypes or (out.dtype,) * (3 - missing)) + (out.dtype,) * missing
+    dtypes = (dtypes or (out.dtype,) * (3 - missing)) + (_UNUSED,) * missing
     arrays = [hasattr(operand, "address") for operand in operands]
     given = tuple(
         (operand.shape, operand.dtype) if is_array else None

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from numbadrop.address import address_of_bytes
+from numbadrop.errors import DeviceError
 from numbadrop.kernels.cuda.cubins import load, name_of, save
-from numbadrop.kernels.cuda.driver import SIMULATED, bindings, call, check, cuda
+from numbadrop.kernels.cuda.driver import SIMULATED, STREAM, bindings, call, check, cuda
 
 __all__ = ["ALIGNMENT", "STRIDING", "Grid", "Kernel", "device_function", "grid_over", "kernel"]
 
@@ -54,7 +55,8 @@ def _flat(arguments: Any) -> list[Any]:
 class Kernel:
     """A kernel of numbers and tuples of them, called as ``kernel(grid, *arguments)``.
 
-    It is compiled for the types of its first call, and again where there are more or fewer numbers.
+    It is compiled for the types of its first call, and again where there are more or fewer numbers:
+    calls with as many numbers must have them of the same types.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ class Kernel:
         self.block = (*block, 1, 1)[:3]
         self.bounds = math.prod(block), blocks
         self._depth: int | None = None
-        self._compiled: dict[int, tuple[Any, Struct, Any]] = {}
+        self._compiled: dict[int, tuple[Any, Struct]] = {}
 
     def __call__(self, grid: Grid, *arguments: Any) -> None:
         """Start the kernel; nobody waits for it."""
@@ -89,11 +91,11 @@ class Kernel:
         found = self._compiled.get(len(numbers))
         if found is None:
             found = self._compiled[len(numbers)] = self._compile(arguments)
-        handle, layout, _ = found
+        handle, layout = found
         place = _parameters()
         layout.pack_into(place.numbers, 0, *numbers)
         place.size.value = layout.size
-        (status,) = _launch(handle, *grid, *self.block, 0, 0, 0, place.address)
+        (status,) = _launch(handle, *grid, *self.block, 0, STREAM, 0, place.address)
         if status != 0:
             check("cuLaunchKernel", status)
 
@@ -104,21 +106,30 @@ class Kernel:
         fields = map(self.sample, argument)
         return type(argument)(*fields) if hasattr(argument, "_fields") else tuple(fields)
 
-    def _compile(self, arguments: tuple[Any, ...]) -> tuple[Any, Struct, Any]:
-        """Return the kernel as the driver takes it, its parameters, and what keeps it loaded."""
+    def _compile(self, arguments: tuple[Any, ...]) -> tuple[Any, Struct]:
+        """Return the kernel as the driver takes it, and its parameters."""
         made = cuda.jit(launch_bounds=self.bounds)(self.function)
         kinds = tuple(made.typeof_pyval(self.sample(one)) for one in arguments)
         capability = cuda.get_current_device().compute_capability
         name = name_of(self.function, kinds, self.bounds, capability)
-        found = load(name) if name else None
-        if found is None:
-            library = made.compile(kinds)._codelibrary
-            found = library._entry_name, bytes(library.get_cubin().code)
-            if name:
-                save(name, *found)
-        entry, code = found
-        module = call("cuModuleLoadData", address_of_bytes(code))
-        return call("cuModuleGetFunction", module, entry.encode()), _layout(kinds), module
+        kept = load(name) if name else None
+        if kept is not None:
+            try:
+                return _loaded(*kept), _layout(kinds)
+            except DeviceError:  # A driver that is older than the compiler was.
+                pass
+        library = made.compile(kinds)._codelibrary
+        compiled = library._entry_name, bytes(library.get_cubin().code)
+        handle = _loaded(*compiled)
+        if name:
+            save(name, *compiled)
+        return handle, _layout(kinds)
+
+
+def _loaded(entry: str, code: bytes) -> Any:
+    """Return the kernel of this name in machine code, which stays loaded."""
+    module = call("cuModuleLoadData", address_of_bytes(code))
+    return call("cuModuleGetFunction", module, entry.encode())
 
 
 def _layout(kinds: Any) -> Struct:
@@ -131,7 +142,10 @@ def _layout(kinds: Any) -> Struct:
 
 
 _launch = bindings.cuLaunchKernel
-_LETTERS = {"bool": "?", "int64": "q", "float32": "f", "float64": "d"}
+_LETTERS = {
+    "bool": "?", "int8": "b", "int16": "h", "int32": "i", "int64": "q", "uint8": "B", "uint16": "H",
+    "uint32": "I", "uint64": "Q", "float16": "e", "float32": "f", "float64": "d",
+}  # fmt: skip
 _MOST_BYTES = 4096
 """Of the parameters of a kernel."""
 

@@ -26,15 +26,28 @@ def comes_in_vectors(array: DeviceArray, length: int) -> bool:
     return SIMULATED or array.address % VECTOR_BYTES == 0
 
 
+_MOST = 1 << 29
+"""Along an axis: the bytes of a row are counted in 32 bits."""
+
+
+def _lengths(array: DeviceArray) -> tuple[int, int]:
+    rows, cols = array.shape
+    if rows >= _MOST or cols >= _MOST:
+        raise ValueError(
+            f"axes of a matrix in a product on a GPU must be below 2**29, got shape {array.shape}"
+        )
+    return rows, cols
+
+
 def compact(x: DeviceArray) -> tuple[Operand, Layout]:
     """Describe a matrix whose columns are the depth."""
-    rows, cols = x.shape
+    rows, cols = _lengths(x)
     return Operand(x.address, 0, cols, rows, 0, 1), Layout(True)
 
 
 def transposed(x: DeviceArray) -> tuple[Operand, Layout]:
     """Describe a matrix whose rows are the depth."""
-    cols = x.shape[1]
+    _, cols = _lengths(x)
     return Operand(x.address, 0, 1, cols, 0, cols), Layout(False, comes_in_vectors(x, cols))
 
 
@@ -42,7 +55,7 @@ def submatrix(
     w: DeviceArray, rows: IndexSet | None, cols: IndexSet | None, transposed: bool
 ) -> tuple[Operand, Layout]:
     """Describe a submatrix whose rows are the depth, or whose columns are if `transposed`."""
-    n_in, n_out = w.shape
+    n_in, n_out = _lengths(w)
     down = indices(rows), n_out
     along = indices(cols), 1
     vector = not transposed and cols is None and comes_in_vectors(w, n_out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 
 __all__ = ["Pool", "rounded"]
@@ -60,8 +61,9 @@ class Pool:
             if not any(self._free.values()):
                 raise
         for blocks in list(self._free.values()):
-            while blocks:
-                self._release(blocks.pop())
+            with suppress(IndexError):  # Others take some meanwhile.
+                while True:
+                    self._release(blocks.pop())
         return self._allocate(size)
 
     def give_back(self, size: int, address: int) -> None:

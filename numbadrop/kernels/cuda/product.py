@@ -56,6 +56,10 @@ rates of tiles and `_FULL` were fitted to the times of 27 products on an H100, e
 ways; with the GPU's third alone, what they choose takes 1.03 times as long as the best way."""
 
 
+_MOST_BLOCKS = 65_535
+"""Of a grid, along its second axis."""
+
+
 class Ending(NamedTuple):
     """What becomes of a sum, as far as a kernel is compiled for it."""
 
@@ -277,6 +281,8 @@ def _prepared(
     tile, share = _plan(dtype, rows, cols, depth)
     shares = -(-depth // share) if depth else 0
     grid = -(-rows // tile.rows), -(-cols // tile.cols), shares
+    if grid[1] > _MOST_BLOCKS:
+        raise ValueError(f"a product on a GPU must have fewer columns, got {cols}")
     add = None if shares == 1 else _summing_kernel(dtype, b_layout.outer_gathered, ending)
     run = product_kernel(tile, dtype, a_layout, b_layout, None if add else ending)
     return run, grid, share, add

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbadrop.address import address_of
-from numbadrop.kernels.cuda.driver import SIMULATED, bindings, call, cuda, write
+from numbadrop.kernels.cuda.driver import SIMULATED, STREAM, bindings, call, cuda, write
 
 __all__ = ["send"]
 
@@ -23,7 +23,7 @@ _LARGEST = 1 << 24
 """Bytes that are worth a copy on the host. Larger arrays, such as weights, are sent as they are."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Page:
     """Pinned memory, and the event of the driver that the transfers that read it are over."""
 
@@ -36,20 +36,20 @@ class _Staging:
 
     def __init__(self) -> None:
         cuda.current_context()  # The driver asks for one of each thread.
-        self.pages = [
-            _Page(cuda.pinned_array(_PAGE, np.uint8), call("cuEventCreate", 0))
-            for _ in range(_PAGES)
-        ]
-        self.page, self.used = self.pages[0], 0
+        self.pages: list[_Page] = []
         self.before = call("cuEventCreate", 0)
         """That what was started before is over."""
         self.beside = call("cuStreamCreate", bindings.CUstream_flags.CU_STREAM_NON_BLOCKING)
         """Where transfers do not take their turn between kernels."""
+        for _ in range(_PAGES):
+            memory = cuda.pinned_array(_PAGE, np.uint8)
+            self.pages.append(_Page(memory, call("cuEventCreate", 0)))
+        self.page, self.used = self.pages[0], 0
 
-    def __del__(self, driver: Any = bindings) -> None:
+    def __del__(self, driver: Any = bindings, stream: Any = STREAM) -> None:
         # The thread has ended, its last transfers may be under way. Errors are those of a process
         # that ends, in which a module's own names may be gone.
-        driver.cuStreamSynchronize(0)
+        driver.cuStreamSynchronize(stream)
         driver.cuStreamDestroy(self.beside)
         for event in (self.before, *(page.sent for page in self.pages)):
             driver.cuEventDestroy(event)
@@ -57,12 +57,12 @@ class _Staging:
     def take(self, nbytes: int) -> int:
         """Return the address of pinned memory that nothing reads any more."""
         if self.used + nbytes > self.page.memory.size:
-            call("cuEventRecord", self.page.sent, 0)
-            self.pages.append(self.pages.pop(0))
-            self.page, self.used = self.pages[0], 0
-            call("cuEventSynchronize", self.page.sent)
-            if nbytes > self.page.memory.size:
-                self.page.memory = cuda.pinned_array(nbytes, np.uint8)
+            call("cuEventRecord", self.page.sent, STREAM)
+            following = (self.pages.index(self.page) + 1) % _PAGES
+            call("cuEventSynchronize", self.pages[following].sent)
+            if nbytes > self.pages[following].memory.size:
+                self.pages[following].memory = cuda.pinned_array(nbytes, np.uint8)
+            self.page, self.used = self.pages[following], 0
         address = address_of(self.page.memory) + self.used
         self.used += nbytes
         return address
@@ -91,10 +91,12 @@ def send(host: Array, address: Any, beside: bool = False) -> None:
     pinned = staging.take(host.nbytes)
     ctypes.memmove(pinned, address_of(host), host.nbytes)
     if not beside:
-        call("cuMemcpyHtoDAsync", address, pinned, host.nbytes, 0)
+        call("cuMemcpyHtoDAsync", address, pinned, host.nbytes, STREAM)
         return
     # The memory may be in use by kernels that have not run yet.
-    call("cuEventRecord", staging.before, 0)
+    call("cuEventRecord", staging.before, STREAM)
     call("cuStreamWaitEvent", staging.beside, staging.before, 0)
-    call("cuMemcpyHtoDAsync", address, pinned, host.nbytes, staging.beside)
-    call("cuStreamSynchronize", staging.beside)
+    try:
+        call("cuMemcpyHtoDAsync", address, pinned, host.nbytes, staging.beside)
+    finally:  # Whatever comes between: nobody may get this memory before.
+        call("cuStreamSynchronize", staging.beside)

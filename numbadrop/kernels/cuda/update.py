@@ -49,10 +49,10 @@ class _Block(NamedTuple):
     slots: Any
     size: int
     grad: Any
-    rows_gathered: int
+    rows_gathered: bool
     row_units: Any
     width: int
-    cols_gathered: int
+    cols_gathered: bool
     col_units: Any
 
 
@@ -114,7 +114,9 @@ def update_blocks(updates: Sequence[Update]) -> None:
     together: defaultdict[Any, list[Update]] = defaultdict(list)
     for one in updates:
         if one.grad.size:
-            together[type(one.rule), one.rule, one.value.dtype].append(one)
+            # All as floats: a kernel is compiled once for the types of these numbers.
+            rule = type(one.rule)(*map(float, one.rule))
+            together[type(rule), rule, one.value.dtype].append(one)
     for (hyper, rule, dtype), chosen in together.items():
         for first in range(0, len(chosen), _MOST):
             blocks, start = [], 0
