@@ -30,7 +30,7 @@ from numbadrop.kernels.cuda import (  # noqa: E402
     cubins,
     elements,
     elementwise,
-    jit,
+    launch,
     matmul,
     normalization,
     pooling,
@@ -40,7 +40,7 @@ from numbadrop.kernels.cuda import (  # noqa: E402
 )
 from numbadrop.kernels.cuda.array import DeviceArray  # noqa: E402
 from numbadrop.kernels.cuda.gather import Layout, loader  # noqa: E402
-from numbadrop.kernels.cuda.jit import Kernel  # noqa: E402
+from numbadrop.kernels.cuda.launch import Kernel  # noqa: E402
 from numbadrop.kernels.cuda.pool import Pool, rounded  # noqa: E402
 from numbadrop.kernels.cuda.tile import Tile  # noqa: E402
 
@@ -590,8 +590,8 @@ def test_classes_of_one_name_are_two() -> None:
 
 @pytest.mark.skipif(SIMULATED, reason="the simulator loads no machine code")
 def test_kept_code_that_does_not_load_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jit, "load", lambda name: ("entry", bytes(4096)))
-    monkeypatch.setattr(jit, "save", lambda *kept: None)
+    monkeypatch.setattr(launch, "load", lambda name: ("entry", bytes(4096)))
+    monkeypatch.setattr(launch, "save", lambda *kept: None)
     elements._elementwise.cache_clear()
     elements._prepared.cache_clear()
     x = device(np.ones(3))

@@ -35,7 +35,7 @@ from numbadrop.kernels.cuda import (
     elements,
     elementwise,
     gather,
-    jit,
+    launch,
     masks,
     matmul,
     normalization,
@@ -70,7 +70,7 @@ class Compiled:
         self.ptx: dict[str, list[str]] = {}
         self._seen: set[Any] = set()
 
-    def start(self, kernel: jit.Kernel, arguments: tuple[Any, ...]) -> None:
+    def start(self, kernel: launch.Kernel, arguments: tuple[Any, ...]) -> None:
         signature = tuple(typeof(kernel.sample(one)) for one in arguments)
         if (kernel.function, signature) in self._seen:
             return
@@ -78,7 +78,7 @@ class Compiled:
         text, _ = driver.cuda.compile_ptx(
             kernel.function, signature, cc=CAPABILITY, launch_bounds=kernel.bounds
         )
-        check_parameters(text, jit._layout(signature))
+        check_parameters(text, launch._layout(signature))
         self.ptx.setdefault(kernel.function.__name__, []).append(text)
 
     def one(self, name: str) -> str:
@@ -93,7 +93,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
     device = SimpleNamespace(compute_capability=CAPABILITY)
     monkeypatch.setattr(dispatcher, "get_current_device", lambda: device)
     monkeypatch.setattr(
-        jit.Kernel, "__call__", lambda kernel, grid, *arguments: found.start(kernel, arguments)
+        launch.Kernel, "__call__", lambda kernel, grid, *arguments: found.start(kernel, arguments)
     )
     monkeypatch.setattr(driver, "_take", lambda shape, dtype: (1 << 20, None))
     monkeypatch.setattr(array, "send", lambda *to: None)

@@ -13,7 +13,8 @@ import numpy as np
 
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
-from numbadrop.kernels.cuda.jit import device_function, kernel
+from numbadrop.kernels.cuda.jit import device_function
+from numbadrop.kernels.cuda.launch import kernel
 from numbadrop.kernels.cuda.memory import load, store
 
 __all__ = ["ALONG", "DOWN", "for_each", "grid_of", "sum_columns"]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from numbadrop.kernels.cuda.driver import cuda
-from numbadrop.kernels.cuda.jit import STRIDING, device_function, grid_over, kernel
+from numbadrop.kernels.cuda.jit import device_function
+from numbadrop.kernels.cuda.launch import STRIDING, grid_over, kernel
 from numbadrop.kernels.cuda.memory import load, store
 
 __all__ = ["FUNCTIONS", "apply", "identity", "move_block", "select", "sum_axis"]

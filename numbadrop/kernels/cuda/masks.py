@@ -9,7 +9,8 @@ import numpy as np
 
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
-from numbadrop.kernels.cuda.jit import STRIDING, device_function, grid_over, kernel
+from numbadrop.kernels.cuda.jit import device_function
+from numbadrop.kernels.cuda.launch import STRIDING, grid_over, kernel
 from numbadrop.kernels.cuda.memory import store
 from numbadrop.kernels.philox import philox
 

@@ -20,7 +20,8 @@ import numpy as np
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
 from numbadrop.kernels.cuda.gather import PADDING, Layout, Operand, loader, place
-from numbadrop.kernels.cuda.jit import ALIGNMENT, STRIDING, Grid, device_function, grid_over, kernel
+from numbadrop.kernels.cuda.jit import ALIGNMENT, device_function
+from numbadrop.kernels.cuda.launch import STRIDING, Grid, grid_over, kernel
 from numbadrop.kernels.cuda.memory import VECTOR_BYTES, commit, load, store, waiter
 from numbadrop.kernels.cuda.tile import Tile, multiplier
 

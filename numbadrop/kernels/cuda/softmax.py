@@ -10,7 +10,7 @@ import numpy as np
 
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.driver import SIMULATED, cuda
-from numbadrop.kernels.cuda.jit import kernel
+from numbadrop.kernels.cuda.launch import kernel
 from numbadrop.kernels.cuda.memory import load, store
 
 __all__ = ["cross_entropy", "cross_entropy_gradient"]
