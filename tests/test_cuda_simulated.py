@@ -24,7 +24,7 @@ def test_under_the_simulator():
     arguments = ["-q", "-p", "no:cacheprovider", *(str(HERE / name) for name in FILES)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
-        env=environment, capture_output=True, text=True, timeout=300,
+        env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
