@@ -61,6 +61,8 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
     """Return an array of undefined values, of the class and dtype of `like`."""
     if is_host(like):
         return empty_host(shape, like.dtype)
+    # Not by `numpy.empty(..., like=like)`, whose detour takes as long as the rest. To the types, an
+    # array on a GPU is one of NumPy.
     made: Array = type(like).empty(shape, like.dtype)  # type: ignore[attr-defined]
     return made
 
