@@ -20,9 +20,9 @@ from numbadrop.kernels.tile import register_tile
 
 
 @numba.njit
-def run_tile(alpha, rows, vectors, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate):
+def run_tile(alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate):
     register_tile(
-        alpha, rows, vectors, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate
+        alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate
     )
 
 
@@ -35,10 +35,19 @@ def table(*numbers):
 def test_every_variant(dtype):
     rng = np.random.default_rng(0)
     lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
-    heights, widths = range(1, MACHINE.tile_rows + 1), range(1, MACHINE.tile_vectors + 1)
-    for height, vectors, depth, accumulate, transposed in itertools.product(
+    heights = range(1, MACHINE.tile_rows + 1)
+    # A last register that is full, and one that lacks a lane, or has no more than one.
+    widths = sorted(
+        {
+            vectors * lanes - missing
+            for vectors in range(1, MACHINE.tile_vectors + 1)
+            for missing in (0, 1, lanes - 1)
+        }
+    )
+    for height, columns, depth, accumulate, transposed in itertools.product(
         heights, widths, (0, 1, 2, 3, 5), (False, True), (False, True)
     ):
+        vectors = -(-columns // lanes)
         a = rng.integers(-9, 10, (height, depth)).astype(dtype)
         if transposed:
             a = np.asfortranarray(a)
@@ -46,10 +55,10 @@ def test_every_variant(dtype):
         b = rng.integers(-9, 10, (depth, vectors * lanes + transposed)).astype(dtype)
         b = b[:, : vectors * lanes]
         # C is a part of a larger array: what stands around it must not change.
-        around = rng.integers(-9, 10, (height + 2, vectors * lanes + 2)).astype(dtype)
+        around = rng.integers(-9, 10, (height + 2, columns + 2)).astype(dtype)
         expected = around.copy()
         inside = expected[1:-1, 1:-1]
-        inside[...] = (inside if accumulate else 0) + a @ b
+        inside[...] = (inside if accumulate else 0) + (a @ b)[:, :columns]
         c = around[1:-1, 1:-1]
         if not accumulate:
             c[...] = np.nan
@@ -57,12 +66,12 @@ def test_every_variant(dtype):
         c_rows = table(*(row.ctypes.data for row in c))
         starts = table(0)
         run_tile(
-            dtype(0), height, vectors, 1, starts.ctypes.data, depth,
+            dtype(0), height, columns, 1, starts.ctypes.data, depth,
             a_rows.ctypes.data, a.strides[1], b.ctypes.data, b.strides[0],
             c_rows.ctypes.data, accumulate,
         )  # fmt: skip
         np.testing.assert_array_equal(
-            around, expected, f"{height} x {vectors} vectors, depth {depth}, {accumulate=}"
+            around, expected, f"{height} x {columns}, depth {depth}, {accumulate=}"
         )
 
 
@@ -83,7 +92,7 @@ def test_runs_and_rows_that_lie_anywhere(dtype, runs, depth):
     c_rows = c.ctypes.data + places * c.strides[0]
     starts = starts * image.itemsize
     run_tile(
-        dtype(0), height, vectors, runs, starts.ctypes.data, depth,
+        dtype(0), height, vectors * lanes, runs, starts.ctypes.data, depth,
         a_rows.ctypes.data, image.itemsize, b.ctypes.data, b.strides[0], c_rows.ctypes.data, False,
     )  # fmt: skip
     np.testing.assert_array_equal(c[places], a @ b)
@@ -106,7 +115,8 @@ starts = np.zeros(1, np.int64)
 
 def run(rows, vectors):
     places = [array.ctypes.data for array in (starts, a_rows, c_rows)]
-    run_tile(np.float32(0), rows, vectors, 1, places[0], 1, places[1], 4, b, 0, places[2], False)
+    columns = vectors * (MACHINE.vector_bytes // 4)
+    run_tile(np.float32(0), rows, columns, 1, places[0], 1, places[1], 4, b, 0, places[2], False)
 
 run(1, 1)
 high, wide = MACHINE.tile_rows, MACHINE.tile_vectors

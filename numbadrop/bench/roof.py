@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbadrop.bench.clock import Run
-from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.elements import MACHINE, lanes
 from numbadrop.kernels.jit import entry
 from numbadrop.kernels.tile import register_tile
 
@@ -27,7 +27,7 @@ def _tiles(alpha, panel, a, c, depth, repeats):
     behind = at + 16 * MACHINE.tile_rows
     for _ in range(repeats):
         register_tile(
-            alpha, MACHINE.tile_rows, MACHINE.tile_vectors, 1, behind, depth,
+            alpha, MACHINE.tile_rows, MACHINE.tile_vectors * lanes(alpha), 1, behind, depth,
             at, 8, panel, MACHINE.tile_vectors * MACHINE.vector_bytes,
             at + 8 * MACHINE.tile_rows, places[-1] != 0,
         )  # fmt: skip
@@ -46,8 +46,8 @@ def peak(dtype: DTypeLike, threads: int, work: float = 2e9, depth: int = 128) ->
         Of the product that the tile computes.
     """
     dtype = np.dtype(dtype)
-    lanes = MACHINE.vector_bytes // dtype.itemsize
-    flops = 2.0 * MACHINE.tile_rows * MACHINE.tile_vectors * lanes * depth
+    columns = MACHINE.tile_vectors * MACHINE.vector_bytes // dtype.itemsize
+    flops = 2.0 * MACHINE.tile_rows * columns * depth
     repeats = int(np.ceil(work / flops))
     alpha = dtype.type(1)
 

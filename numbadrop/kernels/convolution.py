@@ -37,8 +37,8 @@ from numbadrop.kernels.arrays import (
 )
 from numbadrop.kernels.device import as_array, cuda, empty, is_host
 from numbadrop.kernels.direct import convolve_part, correlate_part
+from numbadrop.kernels.epilogue import PLAIN, Epilogue
 from numbadrop.kernels.geometry import Geometry, Taps, check_geometry, out_size
-from numbadrop.kernels.product import PLAIN, Epilogue
 from numbadrop.kernels.task import run_task
 from numbadrop.kernels.update import element_rule, update_block
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
-    copy_elements,
     first_of,
     keep_alive,
     load_index,
@@ -35,12 +35,8 @@ from numbadrop.kernels.patches import (
     shift,
 )
 from numbadrop.kernels.product import (
-    TILE_BYTES,
     align,
     begin_of,
-    finish_tile,
-    list_bias,
-    list_rows,
     share,
     split,
 )
@@ -81,13 +77,6 @@ def _fetch_ahead(places, first, last, ahead, row_bytes):
             prefetch(load_index(places, i) + ahead + at, False)
 
 
-@inner
-def _copy_tile(alpha, targets, sources, rows, columns):
-    """Copy the rows of a tile between two lists of places."""
-    for i in range(rows):
-        copy_elements(alpha, load_index(targets, i), load_index(sources, i), columns)
-
-
 def convolve_part(task, part, parts):
     """Compute ``C = f(P B)`` for some of the lines; a task is an `Epilogue` and words.
 
@@ -107,7 +96,7 @@ def convolve_part(task, part, parts):
     begin, end = share(p.batch * p.lines, parts, part), share(p.batch * p.lines, parts, part + 1)
     if begin == end or cols == 0 or p.columns == 0:
         return
-    finish = bias != 0 or epilogue.slope != 1 or epilogue.scale != 1
+    finish = not is_plain(epilogue, bias)
     size = bytes_of(alpha)
     wide = lanes(alpha)
     depth = p.runs * p.run_pixels * p.channels
@@ -123,18 +112,15 @@ def convolve_part(task, part, parts):
     packed = align(packed_memory.ctypes.data, CACHE_LINE)
     bias_memory = np.zeros(most_panels * width * size, np.uint8)
     biases = bias_memory.ctypes.data
-    edge_row = width * size
-    edge = stack_memory(TILE_BYTES)
     most_lines = min(lines_in(_BAND_BYTES, p, size), end - begin)
     band_memory = np.empty(most_band_bytes(p, most_lines, p.channels, size) + CACHE_LINE, np.uint8)
     band = align(band_memory.ctypes.data, CACHE_LINE)
-    places_memory = np.empty(4 * MACHINE.tile_rows + p.runs + 2 * most_lines, np.int64)
-    # Of the rows of a tile: in P, where the tile goes, where C begins, and the panel's part of C.
+    places_memory = np.empty(3 * MACHINE.tile_rows + p.runs + 2 * most_lines, np.int64)
+    # Of the rows of a tile: in P, in C, and the panel's part of C.
     a_places = places_memory.ctypes.data
-    c_places = a_places + 8 * MACHINE.tile_rows
-    targets = c_places + 8 * MACHINE.tile_rows
-    outside = targets + 8 * MACHINE.tile_rows
-    run_starts = outside + 8 * MACHINE.tile_rows
+    targets = a_places + 8 * MACHINE.tile_rows
+    c_places = targets + 8 * MACHINE.tile_rows
+    run_starts = c_places + 8 * MACHINE.tile_rows
     line_places = run_starts + 8 * p.runs
     line_targets = line_places + 8 * most_lines
 
@@ -184,28 +170,21 @@ def convolve_part(task, part, parts):
                     v0 = begin_of(panel_split, n)
                     thick = begin_of(panel_split, n + 1) - v0
                     filled = min(thick * wide, cols - v0 * wide)
-                    in_place = filled == thick * wide
                     at = n - first_panel
                     if lone_pixels:
                         r0 = begin_of(ahead_split, at)
                         r1 = min(begin_of(ahead_split, at + 1), high)
                         step = high * p.step_x * spread.pixel
                         _fetch_ahead(a_places, r0, r1, step, spread.pixel)
-                    if in_place:
-                        shift(c_places, targets, high, v0 * wide * size)
-                    else:
-                        list_rows(c_places, edge, edge_row, high)
+                    shift(c_places, targets, high, v0 * wide * size)
                     register_tile(
-                        alpha, high, thick, p.runs, run_starts, p.run_pixels * p.channels,
+                        alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
                         a_places, size, packed + at * panel_bytes, thick * wide * size,
                         c_places, False,
                     )  # fmt: skip
                     if finish:
                         biases_here = biases + at * width * size
-                        finish_tile(epilogue, c_places, high, thick * wide, biases_here)
-                    if not in_place:
-                        shift(outside, targets, high, v0 * wide * size)
-                        _copy_tile(alpha, outside, c_places, high, filled)
+                        finish_tile(epilogue, c_places, high, filled, biases_here)
     keep_alive(packed_memory)
     keep_alive(bias_memory)
     keep_alive(band_memory)
@@ -250,16 +229,13 @@ def correlate_part(task, part, parts):
     work = workspace(stack_memory(WORKSPACE_BYTES))
     packed_memory = np.empty(panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
     packed = align(packed_memory.ctypes.data, CACHE_LINE)
-    edge_row = width * size
-    edge = stack_memory(TILE_BYTES)
     band_memory = np.empty(most_band_bytes(p, most_lines, channels, size) + CACHE_LINE, np.uint8)
     band = align(band_memory.ctypes.data, CACHE_LINE)
-    places_memory = np.empty(4 * MACHINE.tile_rows + most_lines, np.int64)
+    places_memory = np.empty(3 * MACHINE.tile_rows + most_lines, np.int64)
     a_places = places_memory.ctypes.data
-    c_places = a_places + 8 * MACHINE.tile_rows
-    targets = c_places + 8 * MACHINE.tile_rows
-    outside = targets + 8 * MACHINE.tile_rows
-    line_places = outside + 8 * MACHINE.tile_rows
+    targets = a_places + 8 * MACHINE.tile_rows
+    c_places = targets + 8 * MACHINE.tile_rows
+    line_places = c_places + 8 * MACHINE.tile_rows
     gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
     tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
     tile_split = split(rows, tiles)
@@ -297,25 +273,16 @@ def correlate_part(task, part, parts):
                 v0 = begin_of(panel_split, n)
                 thick = begin_of(panel_split, n + 1) - v0
                 filled = min(thick * wide, j_last - j_first - v0 * wide)
-                in_place = filled == thick * wide
-                if in_place:
-                    shift(c_places, targets, high, v0 * wide * size)
-                else:
-                    list_rows(c_places, edge, edge_row, high)
-                    shift(outside, targets, high, v0 * wide * size)
-                    if line > 0:
-                        _copy_tile(alpha, c_places, outside, high, filled)
+                shift(c_places, targets, high, v0 * wide * size)
                 b, b_row = packed + n * panel_bytes, thick * wide * size
                 j0 = j_first + v0 * wide
                 if _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
                     b_row = cols * size
                     b = g + line * p.columns * b_row + j0 * size
                 register_tile(
-                    alpha, high, thick, lines, line_places, p.columns,
+                    alpha, high, filled, lines, line_places, p.columns,
                     a_places, p.step_x * spread.pixel, b, b_row, c_places, line > 0,
                 )  # fmt: skip
-                if not in_place:
-                    _copy_tile(alpha, outside, c_places, high, filled)
     keep_alive(packed_memory)
     keep_alive(band_memory)
     keep_alive(places_memory)

@@ -14,10 +14,11 @@ from numba.core import errors, types
 from numba.extending import overload
 
 from numbadrop.kernels import matmul
+from numbadrop.kernels.epilogue import Epilogue
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import keep_alive
 from numbadrop.kernels.packing import Matrix
-from numbadrop.kernels.product import Epilogue, Product, Strided, multiply
+from numbadrop.kernels.product import Product, Strided, multiply
 from numbadrop.kernels.windows import Axis
 
 __all__: list[str] = []

@@ -28,7 +28,8 @@ from numbadrop.kernels.arrays import (
     resolve,
 )
 from numbadrop.kernels.device import as_array, cuda, empty, is_host
-from numbadrop.kernels.product import PLAIN, Epilogue, multiply_part
+from numbadrop.kernels.epilogue import PLAIN, Epilogue
+from numbadrop.kernels.product import multiply_part
 from numbadrop.kernels.task import run_task
 
 __all__ = [

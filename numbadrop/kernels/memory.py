@@ -36,6 +36,7 @@ __all__ = [
     "masked_store",
     "pointer",
     "prefetch",
+    "process_registers",
     "stack_memory",
     "store",
     "words_behind",
@@ -211,6 +212,35 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+def process_registers(
+    builder: Any, element: types.Float, target: Any, sources: list[Any], count: Any, emit: Any
+) -> None:
+    """Emit a loop over `count` elements at pointers, a register at a time, the last under a mask.
+
+    ``emit(builder, *registers)``, of one from each source, returns what goes to the target.
+    """
+    vector, align = vector_type(element), itemsize(element)
+    lanes = count.type(vector.count)
+    whole = builder.sdiv(count, lanes)
+
+    def register(base: Any, number: Any) -> Any:
+        return builder.gep(base, [number], source_etype=vector)
+
+    with cgutils.for_range(builder, whole) as loop:
+        values = [
+            builder.load(register(source, loop.index), typ=vector, align=align)
+            for source in sources
+        ]
+        builder.store(emit(builder, *values), register(target, loop.index), align=align)
+    rest = builder.srem(count, lanes)
+    with builder.if_then(builder.icmp_signed(">", rest, rest.type(0))):
+        mask = first_lanes(builder, vector.count, rest)
+        values = [
+            masked_load(builder, register(source, whole), mask, vector, align) for source in sources
+        ]
+        masked_store(builder, emit(builder, *values), register(target, whole), mask, align)
+
+
 @intrinsic
 def copy_elements(typingctx: Any, alpha: Any, target: Any, source: Any, count: Any) -> Any:
     """Copy so many elements, which do not overlap, a register at a time.
@@ -221,20 +251,10 @@ def copy_elements(typingctx: Any, alpha: Any, target: Any, source: Any, count: A
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, target, source, count = args
-        vector, align = vector_type(alpha), itemsize(alpha)
-        target, source = pointer(builder, target), pointer(builder, source)
-        lanes = count.type(vector.count)
-        whole = builder.sdiv(count, lanes)
-
-        def register(base: Any, number: Any) -> Any:
-            return builder.gep(base, [number], source_etype=vector)
-
-        with cgutils.for_range(builder, whole) as loop:
-            value = builder.load(register(source, loop.index), typ=vector, align=align)
-            builder.store(value, register(target, loop.index), align=align)
-        mask = first_lanes(builder, vector.count, builder.srem(count, lanes))
-        value = masked_load(builder, register(source, whole), mask, vector, align)
-        masked_store(builder, value, register(target, whole), mask, align)
+        sources = [pointer(builder, source)]
+        process_registers(
+            builder, alpha, pointer(builder, target), sources, count, lambda _, values: values
+        )
         return context.get_dummy_value()
 
     i64 = types.int64

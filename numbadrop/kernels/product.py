@@ -3,12 +3,7 @@
 A is read where it lies, by address and two strides, or from a copy if its rows are far apart. B is
 gathered while it is packed; a dense one that a single tile meets is read where it lies, too. C is a
 block of rows and columns of an array. Forward pass, input gradient and weight gradient, dense or
-gathered, differ in their operands alone.
-
-f is the epilogue, which a tile passes through while it is still in the nearest cache:
-``f(v) = scale rectify(v + bias)``, where ``rectify(v) = v if v > 0 else slope v``. It is a whole
-layer with ReLU and dropout. Where C is added to, block after block of the depth, it is a factor
-alone: ``f(v) = scale v``.
+gathered, differ in their operands alone. f is the `epilogue`.
 """
 
 from __future__ import annotations
@@ -16,16 +11,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.epilogue import Epilogue, finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
     array_data,
     array_length,
     array_stride,
-    as_pointer,
     clear_bytes,
     copy_bytes,
     copy_elements,
@@ -50,12 +44,12 @@ from numbadrop.kernels.windows import (
 )
 
 __all__ = [
-    "PLAIN", "TILE_BYTES", "Epilogue", "Product", "Strided", "align", "begin_of", "finish_tile",
-    "list_bias", "list_rows", "multiply", "multiply_part", "share", "split",
+    "Product", "Strided", "align", "begin_of", "list_rows", "multiply", "multiply_part", "share",
+    "split",
 ]  # fmt: skip
 
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
-TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
+_TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
 """Of the largest register tile."""
 _PLACES_BYTES = 8 * (2 * MACHINE.tile_rows + 1)
 _DEPTH_BLOCK = 512
@@ -76,17 +70,6 @@ class Strided(NamedTuple):
     """Bytes from one row to the next."""
     depth: int
     """Bytes from one element of the depth to the next."""
-
-
-class Epilogue(NamedTuple):
-    """The factors of ``f(v) = scale (v + bias if v + bias > 0 else slope (v + bias))``."""
-
-    slope: float
-    scale: float
-    """Its type is the element type of the operands."""
-
-
-PLAIN = Epilogue(slope=1.0, scale=1.0)
 
 
 class Product(NamedTuple):
@@ -147,29 +130,6 @@ def list_rows(table, address, pitch, rows):
 
 
 @inner
-def list_bias(alpha, listed, bias, cols, first, count):
-    """Bring the biases of `count` kept columns side by side."""
-    size = bytes_of(alpha)
-    for j in range(count):
-        store(listed + j * size, load(alpha, bias + unit(cols, first + j) * size))
-
-
-@inner
-def finish_tile(epilogue, places, rows, columns, bias):
-    """Apply the epilogue to the rows of a tile at the listed places, `bias` to its columns."""
-    slope, scale = epilogue.slope, epilogue.scale
-    bias = carray(as_pointer(scale, bias), columns)
-    for i in range(rows):
-        row = carray(as_pointer(scale, load_index(places, i)), columns)
-        for j in range(columns):
-            value = row[j] + bias[j]
-            low = slope * value
-            if slope == 0 and value < 0:
-                low = slope  # 0 times minus infinity would be NaN
-            row[j] = scale * (value if value > 0 else low)
-
-
-@inner
 def _copy_rows(target, pitch, a, rows, row_bytes):
     """Bring rows of A, dense along the depth, together."""
     for i in range(rows):
@@ -227,7 +187,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
         product.epilogue, product.depth, product.scatter, product.a, product.b, product.c
     )  # fmt: skip
     alpha = epilogue.scale
-    finish = product.bias != 0 or epilogue.slope != 1 or epilogue.scale != 1
+    finish = not is_plain(epilogue, product.bias)
     size = bytes_of(alpha)
     wide = lanes(alpha)
     columns = j_last - j_first
@@ -239,9 +199,9 @@ def multiply(product, i_first, i_last, j_first, j_last):
     block = (depth + blocks - 1) // blocks
     width = MACHINE.tile_vectors * wide
     work = workspace(stack_memory(WORKSPACE_BYTES))
-    # A tile of whole registers goes to a dense C directly; all others pass through `edge`.
+    # A tile goes to a dense C directly; else it passes through `edge`.
     direct = not scatter and c.cols.stride == size and c.cols.indices == 0 and c.rows.indices == 0
-    edge = stack_memory(TILE_BYTES)
+    edge = stack_memory(_TILE_BYTES)
     edge_row = width * size
     # Where the rows of a tile begin, in A and in C; and the start of the one run of the depth.
     a_places = stack_memory(_PLACES_BYTES)
@@ -317,7 +277,6 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 panel_row = thick * wide * size
                 j0 = j_first + v0 * wide
                 filled = min(thick * wide, j_last - j0)
-                in_place = direct and filled == thick * wide
                 if product.bias != 0:
                     list_bias(alpha, bias, product.bias, b.cols, j0, filled)
                 b_tile, b_row = panel, panel_row
@@ -343,7 +302,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     i0 = i_group + r0
                     a_tile = a_block.address + (t * tile_step if packed else r0 * a_block.row)
                     target, target_row = edge, edge_row
-                    if in_place:
+                    if direct:
                         target = c.address + i0 * c.rows.stride + j0 * size
                         target_row = c.rows.stride
                     elif registers > 0:
@@ -354,16 +313,16 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     list_rows(a_places, a_tile, a_block.row, high)
                     list_rows(c_places, target, target_row, high)
                     register_tile(
-                        alpha, high, thick, 1, one_run, deep,
+                        alpha, high, filled, 1, one_run, deep,
                         a_places, a_block.depth, b_tile, b_row, c_places, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
-                        finish_tile(epilogue, c_places, high, thick * wide, bias)
+                        finish_tile(epilogue, c_places, high, filled, bias)
                     if registers > 0:
                         add_spread(
                             alpha, spread_start, high, target, target_row, registers, work.table
                         )
-                    elif not in_place:
+                    elif not direct:
                         _write_tile(alpha, target, target_row, high, filled, c, i0, j0, scatter)
     keep_alive(memory)
 

@@ -1,9 +1,9 @@
 """The register tile: the innermost product, generated as LLVM IR.
 
 ``c[r, :] = (c[r, :] if accumulate else 0) + sum_k a[r, k] b[k, :]`` for a few rows r and a few
-whole vectors of columns, with every partial sum in a register for the whole depth. A is read
-where it lies, one broadcast load for each element; B is a packed panel, or rows as far apart as
-they are in memory; C is written once.
+vectors of columns, with every partial sum in a register for the whole depth. A is read where it
+lies, one broadcast load for each element; B is a packed panel, or rows as far apart as they are in
+memory, of whole vectors; C is written once, and of its last vector no more than there are columns.
 
 Rows of A and C may lie anywhere. The depth of A comes in runs, which may lie anywhere too, the same
 for all rows: a matrix is one run, the patches of an image have one for each row of the kernel.
@@ -21,7 +21,14 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, itemsize, vector_type
-from numbadrop.kernels.memory import call_case, emit_prefetch, pointer
+from numbadrop.kernels.memory import (
+    call_case,
+    emit_prefetch,
+    first_lanes,
+    masked_load,
+    masked_store,
+    pointer,
+)
 
 __all__ = ["register_tile"]
 
@@ -37,12 +44,14 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
         return module.globals[name]
     signature = ir.FunctionType(
         ir.VoidType(),
-        [_I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _I64, _POINTER, ir.IntType(1)],
+        [_I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _I64, ir.IntType(1)],
     )
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    runs, run_starts, depth, a_table, a_depth, b, b_row, c_table, accumulate = function.args
+    (
+        runs, run_starts, depth, a_table, a_depth, b, b_row, c_table, columns, accumulate
+    ) = function.args  # fmt: skip
 
     size = itemsize(element)
     vector = vector_type(element)
@@ -61,7 +70,9 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
     entry, run, begin_run, head, body, tail_head, tail, end_run = map(
         block, ("entry", "run", "begin_run", "head", "body", "tail_head", "tail", "end_run")
     )
-    leave, resume, begin = map(block, ("leave", "accumulate", "overwrite"))
+    leave, resume, write, write_part, write_whole, end = map(
+        block, ("leave", "resume", "write", "write_part", "write_whole", "end")
+    )
 
     def at(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
         if isinstance(offset, int):
@@ -152,22 +163,42 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
     for t in tiles:
         sums[t].add_incoming(new_sums[t], end_run.block)
     end_run.branch(run.block)
-    leave.cbranch(accumulate, resume.block, begin.block)
-    for t in tiles:
-        before = resume.load(c_at[t], typ=vector, align=size)
-        resume.store(resume.fadd(before, sums[t]), c_at[t], align=size)
-        begin.store(sums[t], c_at[t], align=size)
-    resume.ret_void()
-    begin.ret_void()
+    last = vectors - 1
+    lanes = ir.Constant(_I64, vector.count)
+    filled = leave.sub(columns, ir.Constant(_I64, last * vector.count))
+    mask = first_lanes(leave, vector.count, filled)
+    leave.cbranch(accumulate, resume.block, write.block)
+    before = {
+        (r, v): masked_load(resume, c_at[r, v], mask, vector, size)
+        if v == last
+        else resume.load(c_at[r, v], typ=vector, align=size)
+        for r, v in tiles
+    }
+    resumed = {t: resume.fadd(before[t], sums[t]) for t in tiles}
+    resume.branch(write.block)
+    results = {
+        t: carried(write, vector, (sums[t], leave.block), (resumed[t], resume.block)) for t in tiles
+    }
+    for r, v in tiles:
+        if v < last:
+            write.store(results[r, v], c_at[r, v], align=size)
+    # Some CPUs take ten times as long to store under a mask, and some have no such instruction.
+    write.cbranch(write.icmp_signed("<", filled, lanes), write_part.block, write_whole.block)
+    for r in range(rows):
+        masked_store(write_part, results[r, last], c_at[r, last], mask, size)
+        write_whole.store(results[r, last], c_at[r, last], align=size)
+    write_part.branch(end.block)
+    write_whole.branch(end.block)
+    end.ret_void()
     return function
 
 
 @intrinsic
 def register_tile(
-    typingctx: Any, alpha: Any, rows: Any, vectors: Any, runs: Any, run_starts: Any, depth: Any,
+    typingctx: Any, alpha: Any, rows: Any, columns: Any, runs: Any, run_starts: Any, depth: Any,
     a_rows: Any, a_depth: Any, b: Any, b_row: Any, c_rows: Any, accumulate: Any,
 ) -> Any:  # fmt: skip
-    """Multiply `rows` rows of A by `vectors` vectors of B, into C.
+    """Multiply `rows` rows of A by `columns` columns of B, read as whole vectors, into C.
 
     `alpha` gives the element type alone. Element k of run n of row r of A lies at
     ``a_rows[r] + run_starts[n] + k a_depth``, k in ``[0, depth)``, and is multiplied by what begins
@@ -178,13 +209,15 @@ def register_tile(
     i64 = types.int64
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, rows, vectors, runs, run_starts, depth, a_rows, a_depth, b, b_row, c_rows, accumulate = (
+        _, rows, columns, runs, run_starts, depth, a_rows, a_depth, b, b_row, c_rows, accumulate = (
             args
         )
         arguments = [
             runs, pointer(builder, run_starts), depth, pointer(builder, a_rows), a_depth,
-            pointer(builder, b), b_row, pointer(builder, c_rows), accumulate,
+            pointer(builder, b), b_row, pointer(builder, c_rows), columns, accumulate,
         ]  # fmt: skip
+        count = vector_type(alpha).count
+        vectors = builder.sdiv(builder.add(columns, _I64(count - 1)), _I64(count))
         # Each in a half of the word, so that no other height and width give the same number.
         number = builder.xor(builder.shl(rows, _I64(32)), vectors)
         cases = {

@@ -20,6 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.epilogue import finish_tile, is_plain
 from numbadrop.kernels.geometry import Taps
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
@@ -39,7 +40,7 @@ from numbadrop.kernels.patches import (
     read_patches,
     shift,
 )
-from numbadrop.kernels.product import align, begin_of, finish_tile, list_rows, share, split
+from numbadrop.kernels.product import align, begin_of, list_rows, share, split
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.squares import (
     first_pixel_square,
@@ -236,7 +237,7 @@ def convolve_part(task, part, parts):
     begin, end = share(squares, parts, part), share(squares, parts, part + 1)
     if begin == end:
         return
-    finish = bias != 0 or epilogue.slope != 1 or epilogue.scale != 1
+    finish = not is_plain(epilogue, bias)
     size = bytes_of(alpha)
     wide = lanes(alpha)
     width = MACHINE.tile_vectors * wide
@@ -304,7 +305,7 @@ def convolve_part(task, part, parts):
                     shift(a_places, rows + 8 * r0, high, q * v_step)
                     list_rows(c_places, m + q * m_step + r0 * m_row, m_row, high)
                     register_tile(
-                        alpha, high, thick, some.down * some.along, run_starts, p.channels,
+                        alpha, high, thick * wide, some.down * some.along, run_starts, p.channels,
                         a_places, size, b, row, c_places, False,
                     )  # fmt: skip
                 b += some.down * some.along * matrix
@@ -418,7 +419,7 @@ def correlate_part(task, part, parts):
                         list_rows(a_places, v_here + r0 * size, size, high)
                         list_rows(c_places, sums_here + r0 * sum_row + at, sum_row, high)
                         register_tile(
-                            alpha, high, thick, runs, run_starts, count // runs,
+                            alpha, high, thick * wide, runs, run_starts, count // runs,
                             a_places, v_row, y + q * y_step + at, y_row, c_places, first > 0,
                         )  # fmt: skip
                 sums_here += sum_step
