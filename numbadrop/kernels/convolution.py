@@ -9,6 +9,7 @@ its own, and depthwise convolution leaves a register tile nothing to share.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -103,36 +104,37 @@ def _indices(units: IndexSet | None, size: int) -> NDArray[np.int64]:
     return np.arange(size) if units is None else units.indices
 
 
-def _patches(
-    images: Array, down: Taps, along: Taps, merge: bool
-) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
-    """Describe patches to a kernel.
+class _Runs(NamedTuple):
+    """The runs of taps that patches consist of."""
 
-    Taps of a row that lie side by side are one run if `merge`.
+    geometry: tuple[int, ...]
+    """Of a `patches.Patches`, what stands between the image's sizes and the address of the runs."""
+    places: NDArray[np.int64]
+    """How far each run begins below and right of the first tap, shape (runs, 2)."""
+    order: NDArray[np.int64]
+    """Rows and columns of the kernel's taps, in the order of the depth, shape (taps, 2)."""
 
-    Returns
-    -------
-    words : list of int
-        A `patches.Patches`.
-    runs : ndarray of int64, shape (runs, 2)
-        To be kept until the kernel has run.
-    order : ndarray of int64, shape (taps, 2)
-        Rows and columns of the kernel's taps, in the order of the depth.
-    """
+
+@lru_cache(maxsize=256)  # a net asks for the same ones in every step
+def _runs(down: Taps, along: Taps, merge: bool) -> _Runs:
+    """Return the runs of taps; those of a row that lie side by side are one run if `merge`."""
     rows = [(place - down.first, tap) for place, tap in down.places]
     cols = [(place - along.first, tap) for place, tap in along.places]
     order = np.array([(i, j) for _, i in rows for _, j in cols], np.int64).reshape(-1, 2)
     run_pixels = 1
     if merge and cols and along.reach == len(cols) - 1:
         run_pixels, cols = len(cols), cols[:1]
-    runs = np.array([(y, x) for y, _ in rows for x, _ in cols], np.int64).reshape(-1, 2)
-    batch, height, width, channels = images.shape
-    words = [
-        address_of(images), batch, height, width, channels,
+    places = np.array([(y, x) for y, _ in rows for x, _ in cols], np.int64).reshape(-1, 2)
+    geometry = (
         down.number, along.number, down.step, along.step, down.first, along.first,
-        down.reach, along.reach, len(runs), run_pixels, address_of(runs),
-    ]  # fmt: skip
-    return words, runs, order
+        down.reach, along.reach, len(places), run_pixels,
+    )  # fmt: skip
+    return _Runs(geometry, places, order)
+
+
+def _patches(images: Array, runs: _Runs) -> tuple[int, ...]:
+    """Return the words of a `patches.Patches`."""
+    return address_of(images), *images.shape, *runs.geometry, address_of(runs.places)
 
 
 def _convolve(
@@ -141,9 +143,10 @@ def _convolve(
     epilogue: Epilogue = PLAIN, bias: Array | None = None,
 ) -> None:  # fmt: skip
     """Compute the elements of `out` that `down` and `along` name, all columns of them."""
-    words, _runs, order = _patches(images, down, along, merge=True)
+    runs = _runs(down, along, merge=True)
+    patches = _patches(images, runs)
     kernel_height, kernel_width, n_in, n_out = w.shape
-    taps = order @ (kernel_width, 1)
+    taps = runs.order @ (kernel_width, 1)
     depth_size, depth_step = (n_out, n_in * n_out) if transposed else (n_in, n_in)
     units = _indices(depth_units, depth_size)
     depth = (taps[:, None] * depth_step + units).ravel()
@@ -175,14 +178,14 @@ def _convolve(
             bias = bias[col_units.indices]
         run_task(
             winograd.convolve_part, out.dtype, epilogue,
-            *words, 0 if bias is None else address_of(bias), count,
+            *patches, 0 if bias is None else address_of(bias), count,
             address_of(transformed), *places,
             parallel=parallel,
         )  # fmt: skip
         return
     run_task(
         convolve_part, out.dtype, epilogue,
-        *words, 0 if bias is None else address_of(bias), count, *weights, *places,
+        *patches, 0 if bias is None else address_of(bias), count, *weights, *places,
         parallel=parallel,
     )  # fmt: skip
 
@@ -431,14 +434,14 @@ def conv2d_at(
         dense[...] = 0
     else:
         down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
-        words, _runs, _ = _patches(x, down, along, merge=False)
-        words += [address_of(g), g.shape[3], address_of(dense)]
+        runs = _runs(down, along, merge=False)
+        words = *_patches(x, runs), address_of(g), g.shape[3], address_of(dense)
         part = correlate_part
         sizes = x.shape[3], g.shape[3], x.itemsize
         if winograd.pays(len(x), down, along, *sizes):
             part = winograd.correlate_part
             sums = empty((winograd.matrices_elements(down, along, *sizes),), x)
-            words.append(address_of(sums))
+            words += (address_of(sums),)
         run_task(
             part, x.dtype, _Factor(1.0), *words,
             parallel=g.size * x.shape[3] * kernel[0] * kernel[1] >= _SERIAL_BELOW,

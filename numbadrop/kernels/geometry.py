@@ -24,8 +24,8 @@ class Geometry(NamedTuple):
 
     def forward(self, size: int) -> Taps:
         """Return where the patches of all outputs lie among `size` inputs."""
-        places = [(tap * self.dilation - self.padding, tap) for tap in range(self.kernel)]
-        return Taps(0, 1, self.out_size(size), self.stride, places)
+        places = ((tap * self.dilation - self.padding, tap) for tap in range(self.kernel))
+        return Taps(0, 1, self.out_size(size), self.stride, tuple(places))
 
     def backward(self, size: int) -> Iterator[Taps]:
         """Yield where the patches of `size` inputs lie among the outputs.
@@ -38,7 +38,7 @@ class Geometry(NamedTuple):
                 place, rest = divmod(first + self.padding - tap * self.dilation, self.stride)
                 if rest == 0:
                     places.append((place, tap))
-            yield Taps(first, self.stride, len(range(first, size, self.stride)), 1, places)
+            yield Taps(first, self.stride, len(range(first, size, self.stride)), 1, tuple(places))
 
 
 class Taps(NamedTuple):
@@ -52,7 +52,7 @@ class Taps(NamedTuple):
     """How many are computed."""
     step: int
     """From the patch of one of them to that of the next."""
-    places: list[tuple[int, int]]
+    places: tuple[tuple[int, int], ...]
     """Where each tap of the first element's patch lies, ascending, and which it is."""
 
     @property
