@@ -37,6 +37,7 @@ from numbadrop.kernels.patches import (
 from numbadrop.kernels.product import (
     align,
     begin_of,
+    list_rows,
     share,
     split,
 )
@@ -151,6 +152,7 @@ def convolve_part(task, part, parts):
                 store(line_targets + n * 8, c + image * c_image + y * c_line)
             for run in range(p.runs):
                 store(run_starts + run * 8, run_start(p, run, spread))
+            patch_step = p.step_x * spread.pixel
             pixels = lines * p.columns
             tiles = (pixels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
             tile_split = split(pixels, tiles)
@@ -158,11 +160,15 @@ def convolve_part(task, part, parts):
             # Loop 3: rows of P and C, a register tile at a time.
             for t in range(tiles):
                 high = begin_of(tile_split, t + 1) - begin_of(tile_split, t)
-                for i in range(high):
-                    place = load_index(line_places, y) + x * p.step_x * spread.pixel
-                    store(a_places + i * 8, place)
-                    store(targets + i * 8, load_index(line_targets, y) + x * c_pixel)
-                    x += 1
+                i = 0
+                while i < high:
+                    along = min(high - i, p.columns - x)
+                    first_patch = load_index(line_places, y) + x * patch_step
+                    list_rows(a_places + i * 8, first_patch, patch_step, along)
+                    first_target = load_index(line_targets, y) + x * c_pixel
+                    list_rows(targets + i * 8, first_target, c_pixel, along)
+                    i += along
+                    x += along
                     if x == p.columns:
                         y, x = y + 1, 0
                 # Loop 4: columns of B and C, a panel at a time.
@@ -174,8 +180,7 @@ def convolve_part(task, part, parts):
                     if lone_pixels:
                         r0 = begin_of(ahead_split, at)
                         r1 = min(begin_of(ahead_split, at + 1), high)
-                        step = high * p.step_x * spread.pixel
-                        _fetch_ahead(a_places, r0, r1, step, spread.pixel)
+                        _fetch_ahead(a_places, r0, r1, high * patch_step, spread.pixel)
                     shift(c_places, targets, high, v0 * wide * size)
                     register_tile(
                         alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
