@@ -22,7 +22,7 @@ from numbadrop.kernels.tile import register_tile
 @numba.njit
 def run_tile(alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate):
     register_tile(
-        alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate
+        alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, 0, accumulate
     )
 
 

@@ -157,7 +157,7 @@ def resolve(name: str, units: Units, size: int) -> IndexSet | None:
 
 def count_units(units: IndexSet | None, size: int) -> int:
     """Return how many units of an axis of `size` take part."""
-    return size if units is None else len(units)
+    return size if units is None else len(units.indices)  # spares a call
 
 
 def check_units(name: str, axis: int, length: int, units_name: str, kept: int) -> None:
@@ -200,6 +200,15 @@ def check_out(
 
     With None as `shape`, any two dimensions fit.
     """
+    # What is most often so comes first: an array of its own, as are all inputs.
+    if type(out) is np.ndarray and out.shape == shape and out.dtype is dtype:
+        flags = out.flags
+        if flags.carray and flags.owndata:
+            for array in inputs.values():
+                if type(array) is not np.ndarray or array is out or not array.flags.owndata:
+                    break
+            else:
+                return
     check_is_array("out", out)
     if shape is None and out.ndim != 2:
         raise ValueError(f"out must be two-dimensional, got shape {out.shape}")

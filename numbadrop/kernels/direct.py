@@ -185,7 +185,7 @@ def convolve_part(task, part, parts):
                     register_tile(
                         alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
                         a_places, size, packed + at * panel_bytes, thick * wide * size,
-                        c_places, False,
+                        c_places, high * c_pixel, False,
                     )  # fmt: skip
                     if finish:
                         biases_here = biases + at * width * size
@@ -286,7 +286,7 @@ def correlate_part(task, part, parts):
                     b = g + line * p.columns * b_row + j0 * size
                 register_tile(
                     alpha, high, filled, lines, line_places, p.columns,
-                    a_places, p.step_x * spread.pixel, b, b_row, c_places, line > 0,
+                    a_places, p.step_x * spread.pixel, b, b_row, c_places, 0, line > 0,
                 )  # fmt: skip
     keep_alive(packed_memory)
     keep_alive(band_memory)

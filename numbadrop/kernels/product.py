@@ -314,7 +314,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     list_rows(c_places, target, target_row, high)
                     register_tile(
                         alpha, high, filled, 1, one_run, deep,
-                        a_places, a_block.depth, b_tile, b_row, c_places, begun,
+                        a_places, a_block.depth, b_tile, b_row, c_places, 0, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
                         finish_tile(epilogue, c_places, high, filled, bias)

@@ -44,13 +44,13 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
         return module.globals[name]
     signature = ir.FunctionType(
         ir.VoidType(),
-        [_I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _I64, ir.IntType(1)],
+        [_I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _I64, _POINTER, _I64, _I64, ir.IntType(1)],
     )
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     (
-        runs, run_starts, depth, a_table, a_depth, b, b_row, c_table, columns, accumulate
+        runs, run_starts, depth, a_table, a_depth, b, b_row, c_table, c_ahead, columns, accumulate
     ) = function.args  # fmt: skip
 
     size = itemsize(element)
@@ -88,9 +88,9 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
     tiles = [(r, v) for r in range(rows) for v in range(vectors)]
     c_at = {(r, v): at(entry, c_rows[r], v * MACHINE.vector_bytes) for r, v in tiles}
     whole = entry.sub(depth, entry.urem(depth, ir.Constant(_I64, _UNROLL)))
-    # C comes into the cache while the sums are made, and is not waited for before or after.
+    # What will be written comes into the cache while sums are made, and nobody waits for it.
     for t in tiles:
-        emit_prefetch(entry, c_at[t], to_write=True)
+        emit_prefetch(entry, at(entry, c_at[t], c_ahead), to_write=True)
     entry.branch(run.block)
 
     # LLVM would keep one more pointer a row for each step of the unrolled loop, and run out of
@@ -196,25 +196,28 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
 @intrinsic
 def register_tile(
     typingctx: Any, alpha: Any, rows: Any, columns: Any, runs: Any, run_starts: Any, depth: Any,
-    a_rows: Any, a_depth: Any, b: Any, b_row: Any, c_rows: Any, accumulate: Any,
+    a_rows: Any, a_depth: Any, b: Any, b_row: Any, c_rows: Any, c_ahead: Any, accumulate: Any,
 ) -> Any:  # fmt: skip
     """Multiply `rows` rows of A by `columns` columns of B, read as whole vectors, into C.
 
     `alpha` gives the element type alone. Element k of run n of row r of A lies at
     ``a_rows[r] + run_starts[n] + k a_depth``, k in ``[0, depth)``, and is multiplied by what begins
     at ``b + (n depth + k) b_row``; row r of C begins at ``c_rows[r]``. `a_rows`, `run_starts` and
-    `c_rows` are addresses of arrays of int64; all of this is in bytes. A height or width that was
-    not generated ends the process at once: it must never be skipped in silence.
+    `c_rows` are addresses of arrays of int64; all of this is in bytes. What lies `c_ahead` bytes
+    behind C is asked for meanwhile: C itself, or what the next tile will write, if it comes so soon
+    that memory would be waited for. A height or width that was not generated ends the process at
+    once: it must never be skipped in silence.
     """
     i64 = types.int64
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, rows, columns, runs, run_starts, depth, a_rows, a_depth, b, b_row, c_rows, accumulate = (
-            args
-        )
+        (
+            _, rows, columns, runs, run_starts, depth, a_rows, a_depth, b, b_row, c_rows, c_ahead,
+            accumulate,
+        ) = args  # fmt: skip
         arguments = [
             runs, pointer(builder, run_starts), depth, pointer(builder, a_rows), a_depth,
-            pointer(builder, b), b_row, pointer(builder, c_rows), columns, accumulate,
+            pointer(builder, b), b_row, pointer(builder, c_rows), c_ahead, columns, accumulate,
         ]  # fmt: skip
         count = vector_type(alpha).count
         vectors = builder.sdiv(builder.add(columns, _I64(count - 1)), _I64(count))
@@ -229,6 +232,6 @@ def register_tile(
         return context.get_dummy_value()
 
     return (
-        types.void(alpha, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, types.boolean),
+        types.void(alpha, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, types.boolean),
         codegen,
     )

@@ -306,7 +306,7 @@ def convolve_part(task, part, parts):
                     list_rows(c_places, m + q * m_step + r0 * m_row, m_row, high)
                     register_tile(
                         alpha, high, thick * wide, some.down * some.along, run_starts, p.channels,
-                        a_places, size, b, row, c_places, False,
+                        a_places, size, b, row, c_places, 0, False,
                     )  # fmt: skip
                 b += some.down * some.along * matrix
             list_rows(sums, m, m_step, 16)
@@ -420,7 +420,7 @@ def correlate_part(task, part, parts):
                         list_rows(c_places, sums_here + r0 * sum_row + at, sum_row, high)
                         register_tile(
                             alpha, high, thick * wide, runs, run_starts, count // runs,
-                            a_places, v_row, y + q * y_step + at, y_row, c_places, first > 0,
+                            a_places, v_row, y + q * y_step + at, y_row, c_places, 0, first > 0,
                         )  # fmt: skip
                 sums_here += sum_step
     # From the last piece to the first: a tap that several share is written by its owner last.
