@@ -32,12 +32,11 @@ from numbadrop.kernels.patches import (
     read_matrix,
     read_patches,
     run_start,
-    shift,
 )
+from numbadrop.kernels.places import PLACES_BYTES, list_places, shift_places
 from numbadrop.kernels.product import (
     align,
     begin_of,
-    list_rows,
     share,
     split,
 )
@@ -51,6 +50,9 @@ _PACKED_BYTES = 1 << 20
 _BAND_BYTES = 1 << 18
 _LONG_BAND_BYTES = 1 << 19
 """Size of a band, and where each band is one more pass over C."""
+
+_PIECES_BYTES = 2 * PLACES_BYTES
+"""Of places that are listed a piece of a line at a time, each a whole table from there on."""
 
 _FEW_TILES = 6
 """Up to so many tiles of rows read G where it lies: packing pays for more."""
@@ -116,12 +118,11 @@ def convolve_part(task, part, parts):
     most_lines = min(lines_in(_BAND_BYTES, p, size), end - begin)
     band_memory = np.empty(most_band_bytes(p, most_lines, p.channels, size) + CACHE_LINE, np.uint8)
     band = align(band_memory.ctypes.data, CACHE_LINE)
-    places_memory = np.empty(3 * MACHINE.tile_rows + p.runs + 2 * most_lines, np.int64)
     # Of the rows of a tile: in P, in C, and the panel's part of C.
-    a_places = places_memory.ctypes.data
-    targets = a_places + 8 * MACHINE.tile_rows
-    c_places = targets + 8 * MACHINE.tile_rows
-    run_starts = c_places + 8 * MACHINE.tile_rows
+    a_places, targets = stack_memory(_PIECES_BYTES), stack_memory(_PIECES_BYTES)
+    c_places = stack_memory(PLACES_BYTES)
+    places_memory = np.empty(p.runs + 2 * most_lines, np.int64)
+    run_starts = places_memory.ctypes.data
     line_places = run_starts + 8 * p.runs
     line_targets = line_places + 8 * most_lines
 
@@ -164,9 +165,9 @@ def convolve_part(task, part, parts):
                 while i < high:
                     along = min(high - i, p.columns - x)
                     first_patch = load_index(line_places, y) + x * patch_step
-                    list_rows(a_places + i * 8, first_patch, patch_step, along)
+                    list_places(a_places + i * 8, first_patch, patch_step)
                     first_target = load_index(line_targets, y) + x * c_pixel
-                    list_rows(targets + i * 8, first_target, c_pixel, along)
+                    list_places(targets + i * 8, first_target, c_pixel)
                     i += along
                     x += along
                     if x == p.columns:
@@ -181,7 +182,7 @@ def convolve_part(task, part, parts):
                         r0 = begin_of(ahead_split, at)
                         r1 = min(begin_of(ahead_split, at + 1), high)
                         _fetch_ahead(a_places, r0, r1, high * patch_step, spread.pixel)
-                    shift(c_places, targets, high, v0 * wide * size)
+                    shift_places(c_places, targets, v0 * wide * size)
                     register_tile(
                         alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
                         a_places, size, packed + at * panel_bytes, thick * wide * size,
@@ -236,11 +237,10 @@ def correlate_part(task, part, parts):
     packed = align(packed_memory.ctypes.data, CACHE_LINE)
     band_memory = np.empty(most_band_bytes(p, most_lines, channels, size) + CACHE_LINE, np.uint8)
     band = align(band_memory.ctypes.data, CACHE_LINE)
-    places_memory = np.empty(3 * MACHINE.tile_rows + most_lines, np.int64)
-    a_places = places_memory.ctypes.data
-    targets = a_places + 8 * MACHINE.tile_rows
-    c_places = targets + 8 * MACHINE.tile_rows
-    line_places = c_places + 8 * MACHINE.tile_rows
+    a_places, targets = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
+    c_places = stack_memory(PLACES_BYTES)
+    places_memory = np.empty(most_lines, np.int64)
+    line_places = places_memory.ctypes.data
     gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
     tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
     tile_split = split(rows, tiles)
@@ -278,7 +278,7 @@ def correlate_part(task, part, parts):
                 v0 = begin_of(panel_split, n)
                 thick = begin_of(panel_split, n + 1) - v0
                 filled = min(thick * wide, j_last - j_first - v0 * wide)
-                shift(c_places, targets, high, v0 * wide * size)
+                shift_places(c_places, targets, v0 * wide * size)
                 b, b_row = packed + n * panel_bytes, thick * wide * size
                 j0 = j_first + v0 * wide
                 if _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):

@@ -29,7 +29,7 @@ from numbadrop.kernels.windows import Axis
 
 __all__ = [
     "PATCHES_WORDS", "Patches", "bring", "is_padded", "lines_in", "most_band_bytes",
-    "part_of_weights", "read_matrix", "read_patches", "run_start", "shift",
+    "part_of_weights", "read_matrix", "read_patches", "run_start",
 ]  # fmt: skip
 
 
@@ -180,13 +180,6 @@ def bring(p, band, places, first, last, first_channel, channels, size):
 def run_start(p, run, spread):
     """Return how many bytes behind the first tap of a patch a run begins."""
     return load_index(p.taps, 2 * run) * spread.row + load_index(p.taps, 2 * run + 1) * spread.pixel
-
-
-@inner
-def shift(target, source, rows, offset):
-    """Write a list of places, each so many bytes further on."""
-    for i in range(rows):
-        store(target + i * 8, load_index(source, i) + offset)
 
 
 @inner

@@ -33,6 +33,7 @@ from numbadrop.kernels.memory import (
     words_behind,
 )
 from numbadrop.kernels.packing import MOST_UNITS, WORKSPACE_BYTES, Matrix, pack, workspace
+from numbadrop.kernels.places import PLACES_BYTES, list_places
 from numbadrop.kernels.tile import register_tile
 from numbadrop.kernels.windows import (
     Axis,
@@ -51,7 +52,6 @@ __all__ = [
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
 _TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
 """Of the largest register tile."""
-_PLACES_BYTES = 8 * (2 * MACHINE.tile_rows + 1)
 _DEPTH_BLOCK = 512
 """The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
 _GROUP_BYTES = 1 << 21
@@ -204,9 +204,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
     edge = stack_memory(_TILE_BYTES)
     edge_row = width * size
     # Where the rows of a tile begin, in A and in C; and the start of the one run of the depth.
-    a_places = stack_memory(_PLACES_BYTES)
-    c_places = a_places + 8 * MACHINE.tile_rows
-    one_run = c_places + 8 * MACHINE.tile_rows
+    a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
+    one_run = stack_memory(8)
     store(one_run, 0)
     bias = stack_memory(_ROW_BYTES)
     clear_bytes(bias, _ROW_BYTES)
@@ -310,8 +309,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         _prefetch_spread(spread_start, high, registers, work.table)
                     elif begun:
                         _read_tile(alpha, target, target_row, high, filled, c, i0, j0)
-                    list_rows(a_places, a_tile, a_block.row, high)
-                    list_rows(c_places, target, target_row, high)
+                    list_places(a_places, a_tile, a_block.row)
+                    list_places(c_places, target, target_row)
                     register_tile(
                         alpha, high, filled, 1, one_run, deep,
                         a_places, a_block.depth, b_tile, b_row, c_places, 0, begun,

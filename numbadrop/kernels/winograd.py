@@ -38,8 +38,8 @@ from numbadrop.kernels.patches import (
     part_of_weights,
     read_matrix,
     read_patches,
-    shift,
 )
+from numbadrop.kernels.places import PLACES_BYTES, list_places, shift_places
 from numbadrop.kernels.product import align, begin_of, list_rows, share, split
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.squares import (
@@ -259,10 +259,10 @@ def convolve_part(task, part, parts):
     nowhere = zeros + p.channels * size
     no_bias = nowhere + m_row
     most_runs = pieces.down * pieces.along
-    table_memory = np.empty(2 * MACHINE.tile_rows + 16 + 4 + most_runs + 5 * most, np.int64)
-    a_places = table_memory.ctypes.data
-    c_places = a_places + 8 * MACHINE.tile_rows
-    sums = c_places + 8 * MACHINE.tile_rows
+    a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
+    # Behind the rows, a table's worth is read that belongs to none.
+    table_memory = np.empty(16 + 4 + most_runs + 5 * most + MACHINE.tile_rows, np.int64)
+    sums = table_memory.ctypes.data
     targets = sums + 8 * 16
     run_starts = targets + 8 * 4
     rows = run_starts + 8 * most_runs
@@ -302,8 +302,8 @@ def convolve_part(task, part, parts):
                 for t in range(tiles):
                     r0 = begin_of(tile_split, t)
                     high = begin_of(tile_split, t + 1) - r0
-                    shift(a_places, rows + 8 * r0, high, q * v_step)
-                    list_rows(c_places, m + q * m_step + r0 * m_row, m_row, high)
+                    shift_places(a_places, rows + 8 * r0, q * v_step)
+                    list_places(c_places, m + q * m_step + r0 * m_row, m_row)
                     register_tile(
                         alpha, high, thick * wide, some.down * some.along, run_starts, p.channels,
                         a_places, size, b, row, c_places, 0, False,
@@ -369,10 +369,9 @@ def correlate_part(task, part, parts):
     y = align(gradient_memory.ctypes.data, CACHE_LINE)
     zeros_memory = np.zeros(max(channels, columns) * size, np.uint8)
     zeros = np.int64(zeros_memory.ctypes.data)
-    table_memory = np.empty(2 * MACHINE.tile_rows + 4 + 16 + 16 + 9 + most // line, np.int64)
-    a_places = table_memory.ctypes.data
-    c_places = a_places + 8 * MACHINE.tile_rows
-    values = c_places + 8 * MACHINE.tile_rows
+    a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
+    table_memory = np.empty(4 + 16 + 16 + 9 + most // line, np.int64)
+    values = table_memory.ctypes.data
     gradients = values + 8 * 4
     sources = gradients + 8 * 16
     targets = sources + 8 * 16
@@ -416,8 +415,8 @@ def correlate_part(task, part, parts):
                     for t in range(tiles):
                         r0 = begin_of(tile_split, t)
                         high = begin_of(tile_split, t + 1) - r0
-                        list_rows(a_places, v_here + r0 * size, size, high)
-                        list_rows(c_places, sums_here + r0 * sum_row + at, sum_row, high)
+                        list_places(a_places, v_here + r0 * size, size)
+                        list_places(c_places, sums_here + r0 * sum_row + at, sum_row)
                         register_tile(
                             alpha, high, thick * wide, runs, run_starts, count // runs,
                             a_places, v_row, y + q * y_step + at, y_row, c_places, 0, first > 0,
