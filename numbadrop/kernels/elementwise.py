@@ -12,7 +12,7 @@ from numbadrop.address import address_of
 from numbadrop.kernels.arrays import (
     Array,
     Units,
-    check_alike,
+    check_matrices,
     check_matrix,
     check_real,
     check_rectifier,
@@ -123,8 +123,7 @@ def rectifier_gradient(
     (array([[0., 1.],
            [1., 1.]]), array([1., 2.]))
     """
-    g, y = check_matrix("g", g), check_matrix("y", y)
-    check_alike("g", g, "y", y)
+    g, y = check_matrices("g", g, "y", y)
     if g.shape != y.shape:
         raise ValueError(f"g must have the shape of y, {y.shape}, got {g.shape}")
     slope, scale = check_rectifier(slope, scale)

@@ -18,6 +18,7 @@ from numbadrop.kernels.arrays import (
     check_alike,
     check_apart,
     check_is_array,
+    check_matrices,
     check_matrix,
     check_out,
     check_real,
@@ -86,8 +87,7 @@ def _check_gathered(
 
     The depth are the rows, or the columns if `transposed`.
     """
-    w, a = check_matrix("w", w), check_matrix(name, a)
-    check_alike(name, a, "w", w)
+    a, w = check_matrices(name, a, "w", w)
     (batch, length), (n_in, n_out) = a.shape, w.shape
     row_set, col_set = resolve("rows", rows, n_in), resolve("cols", cols, n_out)
     kept_in = count_units(row_set, n_in)
@@ -281,8 +281,7 @@ def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
     array([[ 3.,  5.],
            [ 6., 10.]])
     """
-    x, g = check_matrix("x", x), check_matrix("g", g)
-    check_alike("x", x, "g", g)
+    x, g = check_matrices("x", x, "g", g)
     _check_batch(x, g)
     shape = (x.shape[1], g.shape[1])
     if out is None:
@@ -337,8 +336,7 @@ def scatter_matmul(
     array([[0., 0.],
            [2., 0.]])
     """
-    x, g = check_matrix("x", x), check_matrix("g", g)
-    check_alike("x", x, "g", g)
+    x, g = check_matrices("x", x, "g", g)
     _check_batch(x, g)
     check_out(out, None, x.dtype, x=x, g=g)
     alpha = check_real("alpha", alpha, x.dtype)

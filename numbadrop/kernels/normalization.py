@@ -17,6 +17,7 @@ from numbadrop.kernels.arrays import (
     Array,
     as_dense,
     check_alike,
+    check_matrices,
     check_matrix,
     check_real,
     check_same_memory,
@@ -293,8 +294,7 @@ def batch_norm_gradient(
     >>> d_weight.round(3), d_bias
     (array([2.]), array([4.]))
     """
-    g, x = check_matrix("g", g), check_matrix("x", x)
-    check_alike("g", g, "x", x)
+    g, x = check_matrices("g", g, "x", x)
     if g.shape != x.shape:
         raise ValueError(f"g must have the shape of x, {x.shape}, got {g.shape}")
     center, squares = _check_moments(x, mean, variance, eps)
