@@ -91,7 +91,7 @@ def test_a_copy_holds_nothing():
 
 
 def test_the_memory_that_waits_is_bounded(monkeypatch):
-    size = 4 * LARGE[0] * LARGE[1] + recycling._LINE
+    size = 4 * LARGE[0] * LARGE[1] + recycling.CACHE_LINE
     monkeypatch.setattr(recycling, "_MOST_BYTES", 3 * size)
     arrays = [empty_host(LARGE, FLOAT) for _ in range(5)]
     places = list(map(address, arrays))

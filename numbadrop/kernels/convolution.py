@@ -115,7 +115,7 @@ class _Runs(NamedTuple):
     """Rows and columns of the kernel's taps, in the order of the depth, shape (taps, 2)."""
 
 
-@lru_cache(maxsize=256)  # a net asks for the same ones in every step
+@lru_cache(maxsize=64)  # a net asks for the same ones in every step
 def _runs(down: Taps, along: Taps, merge: bool) -> _Runs:
     """Return the runs of taps; those of a row that lie side by side are one run if `merge`."""
     rows = [(place - down.first, tap) for place, tap in down.places]
@@ -125,6 +125,7 @@ def _runs(down: Taps, along: Taps, merge: bool) -> _Runs:
     if merge and cols and along.reach == len(cols) - 1:
         run_pixels, cols = len(cols), cols[:1]
     places = np.array([(y, x) for y, _ in rows for x, _ in cols], np.int64).reshape(-1, 2)
+    places.flags.writeable = order.flags.writeable = False
     geometry = (
         down.number, along.number, down.step, along.step, down.first, along.first,
         down.reach, along.reach, len(places), run_pixels,
@@ -133,7 +134,7 @@ def _runs(down: Taps, along: Taps, merge: bool) -> _Runs:
 
 
 def _patches(images: Array, runs: _Runs) -> tuple[int, ...]:
-    """Return the words of a `patches.Patches`."""
+    """Return the words of a `patches.Patches`; `runs` must live until the kernel has run."""
     return address_of(images), *images.shape, *runs.geometry, address_of(runs.places)
 
 

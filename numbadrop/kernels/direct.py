@@ -34,12 +34,7 @@ from numbadrop.kernels.patches import (
     run_start,
 )
 from numbadrop.kernels.places import PLACES_BYTES, list_places, shift_places
-from numbadrop.kernels.product import (
-    align,
-    begin_of,
-    share,
-    split,
-)
+from numbadrop.kernels.product import align, begin_of, share, split
 from numbadrop.kernels.tile import register_tile
 from numbadrop.kernels.windows import Axis
 
@@ -62,8 +57,8 @@ _FEW_TILES = 6
 def _reads_in_place(tiles, cols, last_position, positions, first_column, columns):
     """Whether tiles read some columns of G where they lie, up to a position.
 
-    In the last register that may be elements of the next position, for results that are thrown
-    away, but nothing behind the last one.
+    In the last register that may be elements of the next position, for results that are not
+    written, but nothing behind the last one.
     """
     end = last_position * cols + first_column + columns
     return tiles <= _FEW_TILES and end <= positions * cols

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import bytes_of, vector_type
 from numbadrop.kernels.jit import inner
-from numbadrop.kernels.memory import load, load_index, pointer, process_registers, store
+from numbadrop.kernels.memory import load, load_index, pointer, process_registers, spread, store
 from numbadrop.kernels.windows import unit
 
 __all__ = ["PLAIN", "Epilogue", "finish_tile", "is_plain", "list_bias"]
@@ -53,13 +53,7 @@ def _finish_row(typingctx: Any, slope: Any, scale: Any, row: Any, columns: Any, 
         element = signature.args[1]
         vector = vector_type(element)
         zero = ir.Constant(vector, None)
-        first = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
-
-        def spread(number: Any) -> Any:
-            single = builder.insert_element(zero, number, ir.IntType(32)(0))
-            return builder.shuffle_vector(single, single, first)
-
-        slopes, scales = spread(slope), spread(scale)
+        slopes, scales = (spread(builder, factor, vector.count) for factor in (slope, scale))
         flat = builder.fcmp_ordered("==", slopes, zero)
 
         def finished(builder: Any, sums: Any, biases: Any) -> Any:

@@ -37,6 +37,7 @@ __all__ = [
     "pointer",
     "prefetch",
     "process_registers",
+    "spread",
     "stack_memory",
     "store",
     "words_behind",
@@ -83,14 +84,18 @@ def emit_prefetch(builder: Any, where: Any, to_write: bool) -> None:
     builder.call(function, [where, i32(int(to_write)), i32(3), i32(1)])
 
 
+def spread(builder: Any, number: Any, lanes: int) -> Any:
+    """Return a vector of so many times one number."""
+    i32 = ir.IntType(32)
+    undefined = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+    single = builder.insert_element(undefined, number, i32(0))
+    return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(i32, lanes), None))
+
+
 def first_lanes(builder: Any, lanes: int, count: Any) -> Any:
     """Return the mask of a register's first `count` lanes, all of them where it has no more."""
-    i32 = ir.IntType(32)
-    every = ir.VectorType(count.type, lanes)
-    single = builder.insert_element(ir.Constant(every, ir.Undefined), count, i32(0))
-    first = ir.Constant(ir.VectorType(i32, lanes), None)
-    wanted = builder.shuffle_vector(single, single, first)
-    return builder.icmp_signed("<", ir.Constant(every, list(range(lanes))), wanted)
+    every = ir.Constant(ir.VectorType(count.type, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", every, spread(builder, count, lanes))
 
 
 def _masked(builder: Any, what: str, vector: Any, result: Any, arguments: list[Any]) -> Any:

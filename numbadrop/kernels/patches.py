@@ -14,17 +14,10 @@ from typing import NamedTuple
 
 from numbadrop.kernels.elements import MACHINE
 from numbadrop.kernels.jit import inner
-from numbadrop.kernels.memory import (
-    clear_bytes,
-    copy_bytes,
-    load_index,
-    store,
-)
+from numbadrop.kernels.memory import clear_bytes, copy_bytes, load_index, store
 from numbadrop.kernels.packing import Matrix
-from numbadrop.kernels.product import (
-    list_rows,
-    share,
-)
+from numbadrop.kernels.places import list_rows
+from numbadrop.kernels.product import share
 from numbadrop.kernels.windows import Axis
 
 __all__ = [

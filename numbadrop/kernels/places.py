@@ -1,7 +1,7 @@
-"""Tables of where the rows of a register tile begin, which are written anew for each tile.
+"""Tables of where rows begin.
 
-All of `MACHINE.tile_rows` entries are written at once, however many rows the tile has: a loop over
-them takes as long as a tenth of the sums of a small tile.
+Those of a register tile are written anew for each, all `MACHINE.tile_rows` entries at once, however
+many rows it has: a loop over them takes as long as a tenth of the sums of a small tile.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE
-from numbadrop.kernels.memory import pointer
+from numbadrop.kernels.jit import inner
+from numbadrop.kernels.memory import pointer, spread, store
 
-__all__ = ["PLACES_BYTES", "list_places", "shift_places"]
+__all__ = ["PLACES_BYTES", "list_places", "list_rows", "shift_places"]
 
 PLACES_BYTES = 8 * MACHINE.tile_rows
 """What a table takes, and what is written from any of its entries on."""
@@ -23,11 +24,11 @@ _I64 = ir.IntType(64)
 _TABLE = ir.VectorType(_I64, MACHINE.tile_rows)
 
 
-def _spread(builder: Any, number: Any) -> Any:
-    """Return a table of one number."""
-    single = builder.insert_element(ir.Constant(_TABLE, ir.Undefined), number, ir.IntType(32)(0))
-    first = ir.Constant(ir.VectorType(ir.IntType(32), MACHINE.tile_rows), None)
-    return builder.shuffle_vector(single, single, first)
+@inner
+def list_rows(table, address, pitch, rows):
+    """Write down where so many rows begin, `pitch` bytes apart, in a table of any length."""
+    for i in range(rows):
+        store(table + i * 8, address + i * pitch)
 
 
 @intrinsic
@@ -37,8 +38,8 @@ def list_places(typingctx: Any, table: Any, first: Any, pitch: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         table, first, pitch = args
         steps = ir.Constant(_TABLE, list(range(MACHINE.tile_rows)))
-        behind = builder.mul(_spread(builder, pitch), steps)
-        places = builder.add(_spread(builder, first), behind)
+        behind = builder.mul(spread(builder, pitch, MACHINE.tile_rows), steps)
+        places = builder.add(spread(builder, first, MACHINE.tile_rows), behind)
         builder.store(places, pointer(builder, table), align=8)
         return context.get_dummy_value()
 
@@ -52,7 +53,7 @@ def shift_places(typingctx: Any, table: Any, source: Any, offset: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         table, source, offset = args
         places = builder.load(pointer(builder, source), typ=_TABLE, align=8)
-        places = builder.add(places, _spread(builder, offset))
+        places = builder.add(places, spread(builder, offset, MACHINE.tile_rows))
         builder.store(places, pointer(builder, table), align=8)
         return context.get_dummy_value()
 

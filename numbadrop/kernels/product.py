@@ -44,10 +44,7 @@ from numbadrop.kernels.windows import (
     unit,
 )
 
-__all__ = [
-    "Product", "Strided", "align", "begin_of", "list_rows", "multiply", "multiply_part", "share",
-    "split",
-]  # fmt: skip
+__all__ = ["Product", "Strided", "align", "begin_of", "multiply", "multiply_part", "share", "split"]
 
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
 _TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
@@ -120,13 +117,6 @@ def begin_of(parts, number):
 def share(total, parts, number):
     """Return where part `number` of `total` things begins."""
     return begin_of(split(total, parts), number)
-
-
-@inner
-def list_rows(table, address, pitch, rows):
-    """Write down where so many rows begin, `pitch` bytes apart."""
-    for i in range(rows):
-        store(table + i * 8, address + i * pitch)
 
 
 @inner

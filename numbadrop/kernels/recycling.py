@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numbadrop.kernels.memory import CACHE_LINE
+
 __all__ = ["empty_host", "release_memory"]
 
 Array = NDArray[Any]
 
 _FROM_BYTES = 1 << 20
-"""What is smaller, malloc itself keeps at hand."""
-_LINE = 64
-"""They begin on a cache line, which malloc's do not: no register is then written across two."""
+"""What is smaller, malloc itself keeps at hand. What is larger begins on a cache line here, so that
+registers are not written across two."""
 _MOST_BYTES = 1 << 30
 """Most bytes that lie unused. Beyond them the memory that has waited longest is given back."""
 
@@ -48,7 +49,7 @@ class _Lease:
             "version": 3,
             "shape": shape,
             "typestr": dtype.str,
-            "data": ((memory.ctypes.data + _LINE - 1) // _LINE * _LINE, False),
+            "data": ((memory.ctypes.data + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE, False),
         }
 
     # At the end of the program an array may outlive this module's names.
@@ -101,9 +102,9 @@ def empty_host(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     size = prod(shape) * dtype.itemsize
     if size < _FROM_BYTES:
         return np.empty(shape, dtype)
-    memory = _take(size + _LINE)
+    memory = _take(size + CACHE_LINE)
     if memory is None:
-        memory = np.empty(size + _LINE, np.uint8)
+        memory = np.empty(size + CACHE_LINE, np.uint8)
     return np.asarray(_Lease(memory, shape, dtype))
 
 

@@ -28,6 +28,7 @@ from numbadrop.kernels.memory import (
     masked_load,
     masked_store,
     pointer,
+    spread,
 )
 
 __all__ = ["register_tile"]
@@ -62,7 +63,6 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
         ir.FunctionType(vector, [vector, vector, vector]),
     )
     zero = ir.Constant(vector, None)
-    lanes_of_zero = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
 
     def block(name: str) -> ir.IRBuilder:
         return ir.IRBuilder(function.append_basic_block(name))
@@ -117,12 +117,9 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
                 scalar = builder.load(
                     at(builder, a_run[r], a_offset), typ=vector.element, align=size
                 )
-                single = builder.insert_element(
-                    ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
-                )
-                spread = builder.shuffle_vector(single, single, lanes_of_zero)
+                factors = spread(builder, scalar, vector.count)
                 for v in range(vectors):
-                    sums[r, v] = builder.call(fma, [spread, row[v], sums[r, v]])
+                    sums[r, v] = builder.call(fma, [factors, row[v], sums[r, v]])
             a_offset = opaque(builder, builder.add(a_offset, a_depth))
             b_at = at(builder, b_at, b_row)
         return sums, a_offset, b_at
@@ -182,7 +179,8 @@ def _tile_function(module: ir.Module, element: types.Float, rows: int, vectors: 
     for r, v in tiles:
         if v < last:
             write.store(results[r, v], c_at[r, v], align=size)
-    # Some CPUs take ten times as long to store under a mask, and some have no such instruction.
+    # Some CPUs take ten times as long to store under a mask, which others do lane by lane; to load
+    # under one is no slower, or rare: where the depth comes in blocks.
     write.cbranch(write.icmp_signed("<", filled, lanes), write_part.block, write_whole.block)
     for r in range(rows):
         masked_store(write_part, results[r, last], c_at[r, last], mask, size)

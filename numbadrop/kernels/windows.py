@@ -30,6 +30,7 @@ from numbadrop.kernels.memory import (
     masked_load,
     masked_store,
     pointer,
+    spread,
     store,
 )
 
@@ -165,9 +166,7 @@ def _mover(module: ir.Module, windows: int, fresh: bool) -> ir.Function:
         start.append(_element(entry, starts, w, _I64, 8))
         order.append(_element(entry, positions, w, words, 4))
         last = entry.trunc(_element(entry, before, w, _I64, 8), _I32)
-        single = entry.insert_element(ir.Constant(words, ir.Undefined), last, _I32(0))
-        spread = entry.shuffle_vector(single, single, ir.Constant(words, None))
-        mask.append(entry.icmp_signed(">", lanes, spread))
+        mask.append(entry.icmp_signed(">", lanes, spread(entry, last, WORDS)))
     entry.branch(loop.block)
 
     row = loop.phi(_I64)

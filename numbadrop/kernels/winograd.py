@@ -39,8 +39,8 @@ from numbadrop.kernels.patches import (
     read_matrix,
     read_patches,
 )
-from numbadrop.kernels.places import PLACES_BYTES, list_places, shift_places
-from numbadrop.kernels.product import align, begin_of, list_rows, share, split
+from numbadrop.kernels.places import PLACES_BYTES, list_places, list_rows, shift_places
+from numbadrop.kernels.product import align, begin_of, share, split
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.squares import (
     first_pixel_square,
@@ -260,7 +260,7 @@ def convolve_part(task, part, parts):
     no_bias = nowhere + m_row
     most_runs = pieces.down * pieces.along
     a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
-    # Behind the rows, a table's worth is read that belongs to none.
+    # Of the last rows a whole table is read, too, and what lies behind them is not used.
     table_memory = np.empty(16 + 4 + most_runs + 5 * most + MACHINE.tile_rows, np.int64)
     sums = table_memory.ctypes.data
     targets = sums + 8 * 16
