@@ -185,7 +185,7 @@ def convolve_part(task, part, parts):
                     )  # fmt: skip
                     if finish:
                         biases_here = biases + at * width * size
-                        finish_tile(epilogue, c_places, high, filled, biases_here)
+                        finish_tile(epilogue, c_places, c_places, high, filled, biases_here)
     keep_alive(packed_memory)
     keep_alive(bias_memory)
     keep_alive(band_memory)

@@ -47,9 +47,11 @@ def list_bias(alpha, listed, bias, cols, first, count):
 
 
 @intrinsic
-def _finish_row(typingctx: Any, slope: Any, scale: Any, row: Any, columns: Any, bias: Any) -> Any:
+def _finish_row(
+    typingctx: Any, slope: Any, scale: Any, target: Any, source: Any, columns: Any, bias: Any
+) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        slope, scale, row, columns, bias = args
+        slope, scale, target, source, columns, bias = args
         element = signature.args[1]
         vector = vector_type(element)
         zero = ir.Constant(vector, None)
@@ -64,17 +66,20 @@ def _finish_row(typingctx: Any, slope: Any, scale: Any, row: Any, columns: Any, 
             positive = builder.fcmp_ordered(">", value, zero)
             return builder.fmul(scales, builder.select(positive, value, low))
 
-        target = pointer(builder, row)
-        sources = [target, pointer(builder, bias)]
-        process_registers(builder, element, target, sources, columns, finished)
+        sources = [pointer(builder, source), pointer(builder, bias)]
+        process_registers(builder, element, pointer(builder, target), sources, columns, finished)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(slope, scale, i64, i64, i64), codegen
+    return types.void(slope, scale, i64, i64, i64, i64), codegen
 
 
 @inner
-def finish_tile(epilogue, places, rows, columns, bias):
-    """Apply the epilogue to the rows of a tile at the listed places, `bias` to its columns."""
+def finish_tile(epilogue, targets, sources, rows, columns, bias):
+    """Apply the epilogue to the rows of a tile, `bias` to its columns.
+
+    Places are listed of where the rows are and of where they go, which may be the same.
+    """
     for i in range(rows):
-        _finish_row(epilogue.slope, epilogue.scale, load_index(places, i), columns, bias)
+        target, source = load_index(targets, i), load_index(sources, i)
+        _finish_row(epilogue.slope, epilogue.scale, target, source, columns, bias)

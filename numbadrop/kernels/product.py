@@ -189,12 +189,17 @@ def multiply(product, i_first, i_last, j_first, j_last):
     block = (depth + blocks - 1) // blocks
     width = MACHINE.tile_vectors * wide
     work = workspace(stack_memory(WORKSPACE_BYTES))
-    # A tile goes to a dense C directly; else it passes through `edge`.
+    # A tile goes to a dense C directly; else it passes through `edge`. So does one that is finished
+    # at once: its way from there writes C once, of which two threads may share a cache line.
     direct = not scatter and c.cols.stride == size and c.cols.indices == 0 and c.rows.indices == 0
     edge = stack_memory(_TILE_BYTES)
     edge_row = width * size
-    # Where the rows of a tile begin, in A and in C; and the start of the one run of the depth.
+    # Where the rows of a tile begin, in A, in C and in `edge`, and where its sums are made; and the
+    # start of the one run of the depth.
     a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
+    edge_places = stack_memory(PLACES_BYTES)
+    list_places(edge_places, edge, edge_row)
+    sums = c_places if direct and (blocks > 1 or not finish) else edge_places
     one_run = stack_memory(8)
     store(one_run, 0)
     bias = stack_memory(_ROW_BYTES)
@@ -290,29 +295,26 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     high = begin_of(tile_split, t + 1) - r0
                     i0 = i_group + r0
                     a_tile = a_block.address + (t * tile_step if packed else r0 * a_block.row)
-                    target, target_row = edge, edge_row
                     if direct:
-                        target = c.address + i0 * c.rows.stride + j0 * size
-                        target_row = c.rows.stride
+                        c_tile = c.address + i0 * c.rows.stride + j0 * size
+                        list_places(c_places, c_tile, c.rows.stride)
                     elif registers > 0:
                         note_sources(work.table, c.address, c.rows, i0, high)
                         _prefetch_spread(spread_start, high, registers, work.table)
                     elif begun:
-                        _read_tile(alpha, target, target_row, high, filled, c, i0, j0)
+                        _read_tile(alpha, edge, edge_row, high, filled, c, i0, j0)
                     list_places(a_places, a_tile, a_block.row)
-                    list_places(c_places, target, target_row)
                     register_tile(
                         alpha, high, filled, 1, one_run, deep,
-                        a_places, a_block.depth, b_tile, b_row, c_places, 0, begun,
+                        a_places, a_block.depth, b_tile, b_row, sums, 0, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
-                        finish_tile(epilogue, c_places, high, filled, bias)
+                        results = c_places if direct else edge_places
+                        finish_tile(epilogue, results, sums, high, filled, bias)
                     if registers > 0:
-                        add_spread(
-                            alpha, spread_start, high, target, target_row, registers, work.table
-                        )
+                        add_spread(alpha, spread_start, high, edge, edge_row, registers, work.table)
                     elif not direct:
-                        _write_tile(alpha, target, target_row, high, filled, c, i0, j0, scatter)
+                        _write_tile(alpha, edge, edge_row, high, filled, c, i0, j0, scatter)
     keep_alive(memory)
 
 

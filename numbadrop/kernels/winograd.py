@@ -317,7 +317,7 @@ def convolve_part(task, part, parts):
                     store(targets + 8 * i, place + v0 * wide * size if place != 0 else nowhere)
                 _result_of(alpha, sums, t * m_row, targets, 0, filled)
                 if finish:
-                    finish_tile(epilogue, targets, 4, filled, bias_here)
+                    finish_tile(epilogue, targets, targets, 4, filled, bias_here)
     keep_alive(block_memory)
     keep_alive(outside_memory)
     keep_alive(table_memory)
