@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from kernel_checks import answer, check_many, copied
 
 from numbadrop import kernels
 from numbadrop.kernels import matmul
+from numbadrop.kernels import threads as crew_of_threads
 
 SHAPES = [(1, 1, 1), (17, 47, 33), (3, 515, 40), (130, 70, 90)]
 
@@ -268,3 +271,44 @@ time.sleep(0.5)
 print(time.process_time() - start < 0.05)
 """
     assert answer("-c", START + program) == "True"
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and two CPUs",
+)
+def test_no_helper_wakes_up_where_the_caller_works(monkeypatch):
+    everywhere = os.sched_getaffinity(0)
+    here = min(everywhere)
+    calls = []
+
+    def allow(thread, cpus):
+        calls.append((thread, cpus))
+        os.sched_setaffinity(thread, cpus)
+
+    def sleeping():
+        crew = crew_of_threads._crew
+        end = time.monotonic() + 30
+        while crew._asleep.value == 0 or not crew._cpus:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        return crew
+
+    # As if caller and helper were on one CPU.
+    monkeypatch.setattr(crew_of_threads, "_current_cpu", lambda: here)
+    monkeypatch.setattr(crew_of_threads, "_allow", allow)
+    kernels.set_num_threads(2)
+    x, g = np.ones((70, 80)), np.ones((70, 90))
+    kernels.matmul_at(x, g)
+    (helper,) = sleeping()._cpus
+    calls.clear()
+    np.testing.assert_array_equal(kernels.matmul_at(x, g), 70)
+    sleeping()
+    assert calls == [(helper, everywhere - {here}), (helper, everywhere)]
+    assert os.sched_getaffinity(helper) == everywhere
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_a_thread_that_cannot_be_moved_stays():
+    crew_of_threads._allow(threading.get_native_id(), {1 << 16})
+    assert 1 << 16 not in os.sched_getaffinity(0)
