@@ -142,6 +142,8 @@ def check_real(name: str, value: Any, dtype: np.dtype[Any] = _DOUBLE) -> float:
 
 def check_pair(name: str, value: Pair, least: int) -> tuple[int, int]:
     """Return a number for the height and one for the width, neither below `least`."""
+    if type(value) is int and least <= value <= _LARGEST_PAIR:  # what is most often so
+        return value, value
     try:
         down, along = value if isinstance(value, tuple | list) else (value, value)
         pair = operator.index(down), operator.index(along)
