@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 
 import numpy as np
@@ -273,42 +272,64 @@ print(time.process_time() - start < 0.05)
     assert answer("-c", START + program) == "True"
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
-    reason="needs Linux and two CPUs",
-)
-def test_no_helper_wakes_up_where_the_caller_works(monkeypatch):
+linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+
+
+def sleeping(helpers):
+    """Return the crew once all helpers sleep."""
+    crew = crew_of_threads._crew
+    end = time.monotonic() + 30
+    while crew._asleep.value < helpers or len(crew._cpus) < helpers:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    return crew
+
+
+@linux
+@pytest.mark.parametrize("helpers", [1, 3])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_no_helper_wakes_up_where_the_caller_works(helpers, allowed, monkeypatch):
     everywhere = os.sched_getaffinity(0)
     here = min(everywhere)
+    assert crew_of_threads._current_cpu() in everywhere
+    # As if caller and helpers were on one CPU.
+    monkeypatch.setattr(crew_of_threads, "_current_cpu", lambda: here)
+    kernels.set_num_threads(helpers + 1)
+    x, g = np.ones((70, 80)), np.ones((70, 90))
+    kernels.matmul_at(x, g)
+    crew = sleeping(helpers)
+    ids = set(crew._cpus)
     calls = []
 
-    def allow(thread, cpus):
-        calls.append((thread, cpus))
-        os.sched_setaffinity(thread, cpus)
+    def change(thread, cpus):
+        calls.append((thread, cpus, crew._bell.empty() and crew._cpus.keys() == ids))
+        if not allowed:
+            raise PermissionError
+        set_affinity(thread, cpus)
 
-    def sleeping():
-        crew = crew_of_threads._crew
-        end = time.monotonic() + 30
-        while crew._asleep.value == 0 or not crew._cpus:
-            assert time.monotonic() < end
-            time.sleep(0.001)
-        return crew
+    set_affinity = os.sched_setaffinity
+    monkeypatch.setattr(os, "sched_setaffinity", change)
+    np.testing.assert_array_equal(kernels.matmul_at(x, g), 70)
+    # All are kept off before the first is woken, and none afterwards.
+    assert [call[0] for call in calls[:helpers]] == [call[0] for call in calls[helpers:]]
+    assert calls[:helpers] == [(helper, everywhere - {here}, True) for helper in ids]
+    assert all(cpus == everywhere for _, cpus, _ in calls[helpers:])
+    sleeping(helpers)
+    assert all(os.sched_getaffinity(helper) == everywhere for helper in ids)
 
-    # As if caller and helper were on one CPU.
+
+@linux
+def test_a_helper_keeps_the_cpus_that_it_was_given(monkeypatch):
+    here, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        pytest.skip("needs two CPUs")
     monkeypatch.setattr(crew_of_threads, "_current_cpu", lambda: here)
-    monkeypatch.setattr(crew_of_threads, "_allow", allow)
     kernels.set_num_threads(2)
     x, g = np.ones((70, 80)), np.ones((70, 90))
     kernels.matmul_at(x, g)
-    (helper,) = sleeping()._cpus
-    calls.clear()
-    np.testing.assert_array_equal(kernels.matmul_at(x, g), 70)
-    sleeping()
-    assert calls == [(helper, everywhere - {here}), (helper, everywhere)]
-    assert os.sched_getaffinity(helper) == everywhere
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
-def test_a_thread_that_cannot_be_moved_stays():
-    crew_of_threads._allow(threading.get_native_id(), {1 << 16})
-    assert 1 << 16 not in os.sched_getaffinity(0)
+    (helper,) = sleeping(1)._cpus
+    for cpus in ({here}, {others[0]}):
+        os.sched_setaffinity(helper, cpus)
+        np.testing.assert_array_equal(kernels.matmul_at(x, g), 70)
+        sleeping(1)
+        assert os.sched_getaffinity(helper) == cpus

@@ -182,12 +182,6 @@ def _current_cpu() -> int:
     return _sched_getcpu()()
 
 
-def _allow(thread: int, cpus: set[int]) -> None:
-    """Let a thread use these CPUs, unless somebody has forbidden them meanwhile."""
-    with suppress(OSError):
-        os.sched_setaffinity(thread, cpus)
-
-
 class _Crew:
     """Threads that help whoever calls `run`; one caller at a time."""
 
@@ -202,9 +196,8 @@ class _Crew:
         self._memory = np.zeros(_SIZE + 64, np.uint8)
         self._shared = (self._memory.ctypes.data + 63) // 64 * 64
         self._asleep = ctypes.c_int64.from_address(self._shared + _ASLEEP)
-        # By the native id of a helper: where it fell asleep, and where it may go once it is awake.
         self._cpus: dict[int, int] = {}
-        self._allowed: dict[int, set[int]] = {}
+        """By the native id of a helper that sleeps: the CPU on which it fell asleep."""
         self._threads = [
             threading.Thread(target=self._work, name=f"numbadrop-{number}", daemon=True)
             for number in range(helpers)
@@ -228,21 +221,29 @@ class _Crew:
             self.native.serve(self._shared, self._patience)
             self._cpus[helper] = _current_cpu()
             self._bell.get()
-            if helper in self._allowed:
-                _allow(helper, self._allowed.pop(helper))
+            self._cpus.pop(helper, None)
 
-    def _make_way(self) -> None:
-        """Let no helper wake up on the CPU of the caller, who works there at once.
+    def _ring(self, times: int) -> None:
+        """Wake so many helpers, and none of them on the CPU of the caller, who works there at once.
 
-        Linux may put it back where it fell asleep, to wait beside an idle CPU until the work is
-        done, and again the next time (measured: half of the speed, for up to a second).
+        Linux may put one back where it fell asleep, to wait beside an idle CPU until the work is
+        done, and again the next time (measured: half of the speed, for up to a second). It chooses
+        when a thread is woken, so that a helper must keep off no longer than that.
         """
         here = _current_cpu()
-        for helper, cpu in list(self._cpus.items()):
-            if cpu == here >= 0:
-                allowed = os.sched_getaffinity(0)
-                self._allowed[helper] = allowed
-                _allow(helper, allowed - {here} or allowed)
+        affinities: dict[int, set[int]] = {}
+        try:
+            for helper, cpu in list(self._cpus.items()):
+                if cpu == here >= 0:
+                    with suppress(OSError):  # Somebody may have forbidden it.
+                        affinities[helper] = os.sched_getaffinity(helper)
+                        os.sched_setaffinity(helper, affinities[helper] - {here})
+            for _ in range(times):
+                self._bell.put(None)
+        finally:
+            for helper, affinity in affinities.items():
+                with suppress(OSError):
+                    os.sched_setaffinity(helper, affinity)
 
     def run(self, kernel: int, task: int, parts: int) -> None:
         if not self.in_use.acquire(blocking=False):
@@ -251,9 +252,7 @@ class _Crew:
         try:
             # A look costs less than a call. Who falls asleep just now misses this task either way.
             if self._asleep.value:
-                self._make_way()
-                for _ in range(self.native.wake(self._shared)):
-                    self._bell.put(None)
+                self._ring(self.native.wake(self._shared))
             patience = self._patience // 8
             self.native.work_through(self._shared, kernel, task, parts, patience)
         finally:
