@@ -298,11 +298,11 @@ def test_no_helper_wakes_up_where_the_caller_works(helpers, allowed, monkeypatch
     x, g = np.ones((70, 80)), np.ones((70, 90))
     kernels.matmul_at(x, g)
     crew = sleeping(helpers)
-    ids = set(crew._cpus)
+    ids = list(crew._cpus)
     calls = []
 
     def change(thread, cpus):
-        calls.append((thread, cpus, crew._bell.empty() and crew._cpus.keys() == ids))
+        calls.append((thread, cpus, crew._bell.empty() and list(crew._cpus) == ids))
         if not allowed:
             raise PermissionError
         set_affinity(thread, cpus)
@@ -311,7 +311,7 @@ def test_no_helper_wakes_up_where_the_caller_works(helpers, allowed, monkeypatch
     monkeypatch.setattr(os, "sched_setaffinity", change)
     np.testing.assert_array_equal(kernels.matmul_at(x, g), 70)
     # All are kept off before the first is woken, and none afterwards.
-    assert [call[0] for call in calls[:helpers]] == [call[0] for call in calls[helpers:]]
+    assert [helper for helper, *_ in calls] == 2 * ids
     assert calls[:helpers] == [(helper, everywhere - {here}, True) for helper in ids]
     assert all(cpus == everywhere for _, cpus, _ in calls[helpers:])
     sleeping(helpers)
