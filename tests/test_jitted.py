@@ -103,7 +103,7 @@ def test_within_a_users_own_prange(module, shape):
 def test_a_second_process_under_each_threading_layer(layer, module, path):
     """It finds the machine code in the cache, and its numbers are those of this process."""
     module.user(*arguments())
-    xs, w, mask = parallel_case()
+    expected = module.in_parallel(*parallel_case())
     program = f"""
 import sys
 sys.path.insert(0, {str(path.parent)!r})
@@ -124,7 +124,7 @@ print(results.tobytes().hex())
     printed = answer("-c", program, env={"NUMBA_THREADING_LAYER": layer})
     if printed == "none":
         pytest.skip(f"Numba has no threading layer {layer} here")
-    assert printed == module.in_parallel(xs, w, mask).tobytes().hex()
+    assert printed == expected.tobytes().hex()
 
 
 class TestBadInput:
