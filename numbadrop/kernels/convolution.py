@@ -112,15 +112,16 @@ class _Runs(NamedTuple):
     places: NDArray[np.int64]
     """How far each run begins below and right of the first tap, shape (runs, 2)."""
     order: NDArray[np.int64]
-    """Rows and columns of the kernel's taps, in the order of the depth, shape (taps, 2)."""
+    """Numbers of the kernel's taps, row by row, in the order of the depth, shape (taps, 1)."""
 
 
 @lru_cache(maxsize=64)  # a net asks for the same ones in every step
-def _runs(down: Taps, along: Taps, merge: bool) -> _Runs:
+def _runs(down: Taps, along: Taps, kernel_width: int, merge: bool) -> _Runs:
     """Return the runs of taps; those of a row that lie side by side are one run if `merge`."""
     rows = [(place - down.first, tap) for place, tap in down.places]
     cols = [(place - along.first, tap) for place, tap in along.places]
-    order = np.array([(i, j) for _, i in rows for _, j in cols], np.int64).reshape(-1, 2)
+    order = np.array([i * kernel_width + j for _, i in rows for _, j in cols], np.int64)
+    order = order.reshape(-1, 1)
     run_pixels = 1
     if merge and cols and along.reach == len(cols) - 1:
         run_pixels, cols = len(cols), cols[:1]
@@ -144,13 +145,12 @@ def _convolve(
     epilogue: Epilogue = PLAIN, bias: Array | None = None,
 ) -> None:  # fmt: skip
     """Compute the elements of `out` that `down` and `along` name, all columns of them."""
-    runs = _runs(down, along, merge=True)
-    patches = _patches(images, runs)
     kernel_height, kernel_width, n_in, n_out = w.shape
-    taps = runs.order @ (kernel_width, 1)
+    runs = _runs(down, along, kernel_width, merge=True)
+    patches = _patches(images, runs)
     depth_size, depth_step = (n_out, n_in * n_out) if transposed else (n_in, n_in)
     units = _indices(depth_units, depth_size)
-    depth = (taps[:, None] * depth_step + units).ravel()
+    depth = (runs.order * depth_step + units).ravel()
     # Not those that NumPy says: of an axis of length 1 they may be anything.
     row_stride, col_stride, cols = n_out * w.itemsize, w.itemsize, n_out
     if transposed:
@@ -159,8 +159,9 @@ def _convolve(
     # are no more than its own.
     depth_axis = (kernel_height * kernel_width - 1) * depth_step + depth_size
     count = out.shape[3]
-    target = out[:, down.target :: down.target_step, along.target :: along.target_step]
-    places = target.ctypes.data, *target.strides[:3]
+    image, line, pixel, _ = out.strides
+    first = address_of(out) + down.target * line + along.target * pixel
+    places = first, image, down.target_step * line, along.target_step * pixel
     weights = (
         address_of(w),
         row_stride, depth_axis, address_of(depth),
@@ -435,7 +436,7 @@ def conv2d_at(
         dense[...] = 0
     else:
         down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
-        runs = _runs(down, along, merge=False)
+        runs = _runs(down, along, kernel[1], merge=False)
         words = *_patches(x, runs), address_of(g), g.shape[3], address_of(dense)
         part = correlate_part
         sizes = x.shape[3], g.shape[3], x.itemsize

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from numbadrop.kernels.ahead import REQUESTS_BYTES, ahead_of, list_ahead, list_part
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inner
@@ -16,7 +17,6 @@ from numbadrop.kernels.memory import (
     first_of,
     keep_alive,
     load_index,
-    prefetch,
     stack_memory,
     store,
     words_behind,
@@ -33,9 +33,9 @@ from numbadrop.kernels.patches import (
     read_patches,
     run_start,
 )
-from numbadrop.kernels.places import PLACES_BYTES, list_places, shift_places
+from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, shift_places
 from numbadrop.kernels.product import align, begin_of, share, split
-from numbadrop.kernels.tile import register_tile
+from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import Axis
 
 __all__ = ["convolve_part", "correlate_part"]
@@ -65,14 +65,9 @@ def _reads_in_place(tiles, cols, last_position, positions, first_column, columns
 
 
 @inner
-def _fetch_ahead(places, first, last, ahead, row_bytes):
-    """Ask for rows of the next tile, which lie `ahead` bytes behind those at the places.
-
-    At the end of a line, where positions are apart, that is in vain.
-    """
-    for i in range(first, last):
-        for at in range(0, row_bytes, CACHE_LINE):
-            prefetch(load_index(places, i) + ahead + at, False)
+def _has_lone_pixels(p):
+    """Whether patches are pixels of the images, of which no two tiles of rows share one."""
+    return p.runs * p.run_pixels == 1 and not is_padded(p)
 
 
 def convolve_part(task, part, parts):
@@ -121,13 +116,10 @@ def convolve_part(task, part, parts):
     line_places = run_starts + 8 * p.runs
     line_targets = line_places + 8 * most_lines
 
-    # Of 1 x 1, each tile of a group's meets pixels that none has met before.
-    lone_pixels = p.runs * p.run_pixels == 1 and not is_padded(p)
-
+    requests = stack_memory(REQUESTS_BYTES)
     # Loop 1: columns of B and C, as many panels at a time as the cache holds.
     for group in range(groups):
         first_panel, last_panel = share(panels, groups, group), share(panels, groups, group + 1)
-        ahead_split = split(MACHINE.tile_rows, last_panel - first_panel)
         for n in range(first_panel, last_panel):
             v0 = begin_of(panel_split, n)
             thick = begin_of(panel_split, n + 1) - v0
@@ -173,15 +165,21 @@ def convolve_part(task, part, parts):
                     thick = begin_of(panel_split, n + 1) - v0
                     filled = min(thick * wide, cols - v0 * wide)
                     at = n - first_panel
-                    if lone_pixels:
-                        r0 = begin_of(ahead_split, at)
-                        r1 = min(begin_of(ahead_split, at + 1), high)
-                        _fetch_ahead(a_places, r0, r1, high * patch_step, spread.pixel)
                     shift_places(c_places, targets, v0 * wide * size)
+                    # What the next tile writes, and reads. At the end of a line, where positions
+                    # are apart, it is asked for in vain.
+                    shift_places(requests, c_places, high * c_pixel)
+                    listed = requests + PLACES_BYTES
+                    if n == first_panel and _has_lone_pixels(p):
+                        ahead = ahead_of(
+                            load_index(a_places, 0), Axis(patch_step, 0, 0), high, PLACES,
+                            spread.pixel, request_bytes(thick),
+                        )  # fmt: skip
+                        listed = list_ahead(requests, listed, ahead, 0, 1)
                     register_tile(
                         alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
                         a_places, size, packed + at * panel_bytes, thick * wide * size,
-                        c_places, high * c_pixel, False,
+                        c_places, requests, listed, False,
                     )  # fmt: skip
                     if finish:
                         biases_here = biases + at * width * size
@@ -239,6 +237,9 @@ def correlate_part(task, part, parts):
     gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
     tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
     tile_split = split(rows, tiles)
+    requests = stack_memory(REQUESTS_BYTES)
+    # Positions are pixels, one behind the other.
+    pointwise = _has_lone_pixels(p) and p.step_y == 1 and p.step_x == 1
 
     # Loop 1: the positions, which are the depth, a band at a time.
     for line in range(0, p.batch * p.lines, most_lines):
@@ -257,6 +258,8 @@ def correlate_part(task, part, parts):
                     alpha, packed + n * panel_bytes, thick * wide * size, gradient,
                     line * p.columns, lines * p.columns, j0, filled, work,
                 )  # fmt: skip
+        after = (line + lines) * p.columns
+        next_positions = min(most_lines * p.columns, positions - after)
         # Loop 2: rows of P' and C, which are channels of taps, a register tile at a time.
         tap, channel = 0, 0
         for t in range(tiles):
@@ -279,9 +282,25 @@ def correlate_part(task, part, parts):
                 if _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
                     b_row = cols * size
                     b = g + line * p.columns * b_row + j0 * size
+                # What the next band will be packed from, or read.
+                listed = requests
+                step, number = request_bytes(thick), t * panels + n
+                if tiles > _FEW_TILES:
+                    ahead = ahead_of(
+                        g + j_first * size, gradient.rows, after, next_positions,
+                        (j_last - j_first) * size, step,
+                    )  # fmt: skip
+                    listed = list_part(requests, listed, ahead, tiles * panels, number)
+                if pointwise:
+                    ahead = ahead_of(
+                        p.address + first_channel * size, Axis(spread.pixel, positions, 0), after,
+                        next_positions, channels * size, step,
+                    )  # fmt: skip
+                    listed = list_part(requests, listed, ahead, tiles * panels, number)
                 register_tile(
                     alpha, high, filled, lines, line_places, p.columns,
-                    a_places, p.step_x * spread.pixel, b, b_row, c_places, 0, line > 0,
+                    a_places, p.step_x * spread.pixel, b, b_row, c_places,
+                    requests, listed, line > 0,
                 )  # fmt: skip
     keep_alive(packed_memory)
     keep_alive(band_memory)

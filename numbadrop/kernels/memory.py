@@ -35,7 +35,6 @@ __all__ = [
     "masked_load",
     "masked_store",
     "pointer",
-    "prefetch",
     "process_registers",
     "spread",
     "stack_memory",
@@ -75,7 +74,7 @@ def call_case(builder: Any, number: Any, cases: dict[int, Any], arguments: list[
 
 
 def emit_prefetch(builder: Any, where: Any, to_write: bool) -> None:
-    """Emit a request for the cache line at a pointer, which will soon be read or written."""
+    """Emit a request for the cache line at a pointer: any address is allowed."""
     i32 = ir.IntType(32)
     function = builder.module.declare_intrinsic(
         "llvm.prefetch.p0", (), ir.FunctionType(ir.VoidType(), [where.type, i32, i32, i32])
@@ -115,22 +114,6 @@ def masked_store(builder: Any, value: Any, where: Any, mask: Any, align: int) ->
     """Emit a store of the lanes under a mask."""
     arguments = [value, where, ir.IntType(32)(align), mask]
     _masked(builder, "store", value.type, ir.VoidType(), arguments)
-
-
-@intrinsic(prefer_literal=True)
-def prefetch(typingctx: Any, address: Any, to_write: Any) -> Any:
-    """Ask for the cache line at an address that will soon be read, or with True, written.
-
-    Any address is allowed.
-    """
-    if not isinstance(to_write, types.BooleanLiteral):
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit_prefetch(builder, pointer(builder, args[0]), to_write.literal_value)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, to_write), codegen
 
 
 @intrinsic

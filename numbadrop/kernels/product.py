@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numbadrop.kernels.ahead import REQUESTS_BYTES, ahead_of, list_ahead, list_part
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import Epilogue, finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inlined, inner
@@ -27,14 +28,13 @@ from numbadrop.kernels.memory import (
     keep_alive,
     load,
     load_index,
-    prefetch,
     stack_memory,
     store,
     words_behind,
 )
 from numbadrop.kernels.packing import MOST_UNITS, WORKSPACE_BYTES, Matrix, pack, workspace
 from numbadrop.kernels.places import PLACES_BYTES, list_places
-from numbadrop.kernels.tile import register_tile
+from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import (
     Axis,
     add_spread,
@@ -54,9 +54,18 @@ _DEPTH_BLOCK = 512
 _GROUP_BYTES = 1 << 21
 """Most bytes of A that all panels pass before others come and B is packed again: half of it and
 four times as much are slower, although it is twice the L2 of the CPU that this was measured on."""
+_NEAR_BYTES, _NEAR_SUM_BYTES = 1 << 20, 1 << 22
+"""Most bytes of a B, and of a C that is added to, which are not asked for ahead of time: where a
+core's own cache holds its share, that takes longer than what it saves."""
 _COPY_FROM_BYTES = 1 << 18
 _COPY_FROM_PANELS = 8
 """From these on it pays to bring the rows of A together in memory."""
+
+_GATHER_ROWS, _COPY_ROWS = 16, 6
+"""To gather a panel, or to copy it, takes as long as to multiply it by so many rows."""
+_MEETING_STEPS = 200
+"""A row whose cache line two threads write costs as much as so many vectors of multiply-adds. It is
+between a tenth of that and twice as much, as near as the two CPUs are at the time."""
 
 
 class Strided(NamedTuple):
@@ -140,12 +149,21 @@ def _read_tile(alpha, tile, pitch, rows, columns, c, i0, j0):
 
 
 @inner
-def _prefetch_spread(start, rows, registers, table):
-    """Ask for what a tile will be added to, while its sums are made."""
-    for i in range(rows):
-        row = load_index(table.sources, i) + start
-        for register in range(registers):
-            prefetch(row + register * MACHINE.vector_bytes, True)
+def _bytes_of_all(alpha, matrix):
+    """Return the size of a matrix, with what is not kept."""
+    return matrix.rows.size * matrix.cols.size * bytes_of(alpha)
+
+
+@inner
+def _panel_ahead(alpha, b, k0, depth, j0, columns, step):
+    """Return what a panel will be packed from."""
+    size = bytes_of(alpha)
+    row, col = offset(b.rows, k0), offset(b.cols, j0)
+    if b.cols.stride == size:
+        length = offset(b.cols, j0 + columns - 1) - col + size
+        return ahead_of(b.address + col, b.rows, k0, depth, length, step)
+    length = offset(b.rows, k0 + depth - 1) - row + size
+    return ahead_of(b.address + row, b.cols, j0, columns, length, step)
 
 
 @inner
@@ -200,6 +218,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     edge_places = stack_memory(PLACES_BYTES)
     list_places(edge_places, edge, edge_row)
     sums = c_places if direct and (blocks > 1 or not finish) else edge_places
+    requests = stack_memory(REQUESTS_BYTES)
     one_run = stack_memory(8)
     store(one_run, 0)
     bias = stack_memory(_ROW_BYTES)
@@ -219,6 +238,9 @@ def multiply(product, i_first, i_last, j_first, j_last):
         and b.cols.indices == 0
         and b.rows.indices == 0
     )
+    # Where B and C lie near anyway, asking for them takes longer than waiting.
+    b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once
+    c_far = scatter and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
     # What a register holds too much the next row overwrites, unless a row takes several registers.
     strip_row = MACHINE.tile_rows * size
     if strip_row > MACHINE.vector_bytes:
@@ -289,6 +311,16 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         registers = find_spread(
                             alpha, c.cols, j0, j0 + filled, thick * wide, lead, work.table
                         )
+                # What the panel after this one will be packed from, if it is asked for.
+                step = request_bytes(thick)
+                next_p, next_k, next_deep, next_columns = p + 1, k0, deep, 0
+                if next_p == panels and not last:
+                    next_p, next_k = 0, k0 + deep
+                    next_deep = share(depth, blocks, n + 2) - next_k
+                next_j = j_first + begin_of(panel_split, next_p) * wide
+                if b_far and next_p < panels:
+                    next_end = j_first + begin_of(panel_split, next_p + 1) * wide
+                    next_columns = min(next_end, j_last) - next_j
                 # Loop 4: rows of A and C, a register tile at a time.
                 for t in range(tiles):
                     r0 = begin_of(tile_split, t)
@@ -300,13 +332,26 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         list_places(c_places, c_tile, c.rows.stride)
                     elif registers > 0:
                         note_sources(work.table, c.address, c.rows, i0, high)
-                        _prefetch_spread(spread_start, high, registers, work.table)
                     elif begun:
                         _read_tile(alpha, edge, edge_row, high, filled, c, i0, j0)
                     list_places(a_places, a_tile, a_block.row)
+                    listed = requests
+                    if c_far and registers > 0:
+                        after = i0 + high
+                        ahead = ahead_of(
+                            c.address + spread_start, c.rows, after, i_last - after,
+                            registers * MACHINE.vector_bytes, step,
+                        )  # fmt: skip
+                        listed = list_ahead(requests, listed, ahead, 0, min(ahead.groups, 1))
+                    if next_columns > 0:
+                        ahead = _panel_ahead(
+                            alpha, b, next_k, next_deep, next_j, next_columns, step
+                        )
+                        listed = list_part(requests, listed, ahead, tiles, t)
                     register_tile(
                         alpha, high, filled, 1, one_run, deep,
-                        a_places, a_block.depth, b_tile, b_row, sums, 0, begun,
+                        a_places, a_block.depth, b_tile, b_row, sums,
+                        requests, listed, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
                         results = c_places if direct else edge_places
@@ -319,21 +364,29 @@ def multiply(product, i_first, i_last, j_first, j_last):
 
 
 @inner
-def _grid(threads, rows, columns, wide):
-    """Split `threads` into (across rows, across columns) so that the busiest part is smallest.
+def _parts_across_rows(alpha, product, cols, parts):
+    """Return how many of the parts lie one above the other, so that the longest is short.
 
-    Columns are cut first, since every part of the rows packs B again.
+    Every part of the rows packs B again, and where columns are cut two threads may write to the
+    same cache line of each row.
     """
-    best_rows = 1
-    best = np.inf
-    for across_rows in range(1, threads + 1):
-        if threads % across_rows == 0:
-            across_columns = threads // across_rows
-            part = -(-columns // (across_columns * wide)) * (-(-rows // across_rows) + 16)
-            if part < best:
-                best = part
-                best_rows = across_rows
-    return best_rows
+    b, c = product.b, product.c
+    size, wide = bytes_of(alpha), lanes(alpha)
+    gathers = b.rows.indices != 0 or b.cols.indices != 0 or b.cols.stride != size
+    packing = _GATHER_ROWS if gathers else _COPY_ROWS
+    meet = product.scatter or (c.address | c.rows.stride | wide * size) % CACHE_LINE != 0
+    best, shortest = 1, np.inf
+    for across_rows in range(1, parts + 1):
+        if parts % across_rows == 0:
+            across_cols = parts // across_rows
+            rows = (product.rows + across_rows - 1) // across_rows
+            vectors = (cols + across_cols * wide - 1) // (across_cols * wide)
+            length = vectors * (rows + packing) * product.depth
+            if meet and across_cols > 1:
+                length += rows * _MEETING_STEPS
+            if length < shortest:
+                best, shortest = across_rows, length
+    return best
 
 
 @inner
@@ -365,7 +418,7 @@ def multiply_part(task, part, parts):
     )  # fmt: skip
     wide = lanes(epilogue.scale)
     vectors = (cols + wide - 1) // wide
-    across_rows = _grid(parts, rows, cols, wide)
+    across_rows = _parts_across_rows(epilogue.scale, product, cols, parts)
     across_cols = parts // across_rows
     row = part // across_cols
     col = part % across_cols

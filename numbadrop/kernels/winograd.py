@@ -39,7 +39,7 @@ from numbadrop.kernels.patches import (
     read_matrix,
     read_patches,
 )
-from numbadrop.kernels.places import PLACES_BYTES, list_places, list_rows, shift_places
+from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, list_rows, shift_places
 from numbadrop.kernels.product import align, begin_of, share, split
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.squares import (
@@ -261,7 +261,7 @@ def convolve_part(task, part, parts):
     most_runs = pieces.down * pieces.along
     a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
     # Of the last rows a whole table is read, too, and what lies behind them is not used.
-    table_memory = np.empty(16 + 4 + most_runs + 5 * most + MACHINE.tile_rows, np.int64)
+    table_memory = np.empty(16 + 4 + most_runs + 5 * most + PLACES, np.int64)
     sums = table_memory.ctypes.data
     targets = sums + 8 * 16
     run_starts = targets + 8 * 4
@@ -306,7 +306,7 @@ def convolve_part(task, part, parts):
                     list_places(c_places, m + q * m_step + r0 * m_row, m_row)
                     register_tile(
                         alpha, high, thick * wide, some.down * some.along, run_starts, p.channels,
-                        a_places, size, b, row, c_places, 0, False,
+                        a_places, size, b, row, c_places, 0, 0, False,
                     )  # fmt: skip
                 b += some.down * some.along * matrix
             list_rows(sums, m, m_step, 16)
@@ -419,7 +419,8 @@ def correlate_part(task, part, parts):
                         list_places(c_places, sums_here + r0 * sum_row + at, sum_row)
                         register_tile(
                             alpha, high, thick * wide, runs, run_starts, count // runs,
-                            a_places, v_row, y + q * y_step + at, y_row, c_places, 0, first > 0,
+                            a_places, v_row, y + q * y_step + at, y_row, c_places, 0, 0,
+                            first > 0,
                         )  # fmt: skip
                 sums_here += sum_step
     # From the last piece to the first: a tap that several share is written by its owner last.
