@@ -236,10 +236,15 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def check_many(shapes: Any = SHAPES, layouts: Any = ("C", "F", "spread"), guard: Any = guarded):
+def check_many(
+    shapes: Any = SHAPES,
+    layouts: Any = ("C", "F", "spread"),
+    guard: Any = guarded,
+    sets: Any = SETS,
+) -> str:
     """Check products of every kind on guarded operands; return a digest of the results."""
     digest = hashlib.sha256()
-    kinds = itertools.cycle(itertools.product(SETS, SETS))
+    kinds = itertools.cycle(itertools.product(sets, sets))
     for number, (dtype, shape, at_end, layout) in enumerate(
         itertools.product(DTYPES, shapes, (True, False), layouts)
     ):
@@ -254,11 +259,11 @@ def check_many(shapes: Any = SHAPES, layouts: Any = ("C", "F", "spread"), guard:
             return spread
 
         for name in PRODUCTS:
-            sets = ("none", "none") if name == "matmul_at" else next(kinds)
+            pair = ("none", "none") if name == "matmul_at" else next(kinds)
             # The memory of the sets is guarded as well; only the class itself can arrange that.
             rows, cols = (
                 kept and IndexSet._trusted(guard(kept.indices, at_end), kept.size)
-                for kept in map(make_set, sets, shape[1:], (rng, rng))
+                for kept in map(make_set, pair, shape[1:], (rng, rng))
             )
             left, right = (place(a) for a in operands(name, dtype, shape, rows, cols, rng))
             batch, n_in, n_out = shape
