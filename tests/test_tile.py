@@ -40,12 +40,12 @@ def test_every_variant(dtype):
     rng = np.random.default_rng(0)
     lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
     heights = range(1, MACHINE.tile_rows + 1)
-    # A last register that is full, and one that lacks a lane, or has no more than one.
+    # A last register that is full, lacks a lane, is half full, or has no more than one.
     widths = sorted(
         {
             vectors * lanes - missing
             for vectors in range(1, MACHINE.tile_vectors + 1)
-            for missing in (0, 1, lanes - 1)
+            for missing in (0, 1, lanes // 2, lanes - 1)
         }
     )
     # Addresses of nothing: to ask for them is no error.

@@ -49,11 +49,11 @@ __all__ = ["get_num_threads", "run", "set_num_threads"]
 _STATE = 0
 """Number of the task, its parts, and the next part to be taken, in one word, so that a part can
 only be taken of the task that it belongs to."""
+_KERNEL = 1 * 8
+_TASK = 2 * 8
 _DONE = 8 * 8
 _ASLEEP = 16 * 8
-_KERNEL = 24 * 8
-_TASK = 25 * 8
-_SIZE = 32 * 8
+_SIZE = 24 * 8
 _PART_BITS = 12
 _MOST_PARTS = (1 << _PART_BITS) - 1
 
@@ -126,13 +126,13 @@ def _work_through(shared, kernel, task, parts, patience):
     """
     store(shared + _KERNEL, kernel)
     store(shared + _TASK, task)
-    atomic_exchange(shared + _DONE, 0)
+    done = atomic_load(shared + _DONE)
     number = (atomic_load(shared + _STATE) >> (2 * _PART_BITS)) + 1
     atomic_exchange(shared + _STATE, ((number << _PART_BITS) | parts) << _PART_BITS)
     while _take_part(shared):
         pass
     waited = 0
-    while atomic_load(shared + _DONE) < parts:
+    while atomic_load(shared + _DONE) - done < parts:
         if waited < patience:
             waited += 1
             relax()

@@ -40,6 +40,8 @@ __all__ = ["register_tile", "request_bytes"]
 _I64 = ir.IntType(64)
 _POINTER = ir.PointerType()
 _UNROLL = 2
+_HALVED_BYTES = 64
+"""Many CPUs take two turns for a multiply-add of such a register, and one for half of it."""
 
 
 @inner
@@ -49,10 +51,15 @@ def request_bytes(vectors):
 
 
 def _tile_function(
-    module: ir.Module, element: types.Float, rows: int, vectors: int, asks: bool = False
-) -> ir.Function:
-    """Define, once in a module, the tile of `rows` x `vectors`, with requests if it `asks`."""
-    name = f"numbadrop_tile_{element}_{rows}x{vectors}{'_asks' if asks else ''}"
+    module: ir.Module, element: types.Float, rows: int, vectors: int, asks: bool = False,
+    half: bool = False,
+) -> ir.Function:  # fmt: skip
+    """Define, once in a module, the tile of `rows` x `vectors`, with requests if it `asks`.
+
+    Of a single vector, `half` may do.
+    """
+    kind = ("_asks" if asks else "") + ("_half" if half else "")
+    name = f"numbadrop_tile_{element}_{rows}x{vectors}{kind}"
     if name in module.globals:
         return module.globals[name]
     numbered = [_I64, _POINTER]
@@ -69,6 +76,8 @@ def _tile_function(
 
     size = itemsize(element)
     vector = vector_type(element)
+    if half:
+        vector = ir.VectorType(vector.element, vector.count // 2)
     byte = ir.IntType(8)
     fma = module.declare_intrinsic(
         f"llvm.fmuladd.v{vector.count}f{element.bitwidth}",
@@ -267,6 +276,18 @@ def register_tile(
             cases[(1 << 62) ^ (MACHINE.tile_rows << 32) ^ wide] = _tile_function(
                 builder.module, alpha, MACHINE.tile_rows, wide, asks=True
             )
+        if MACHINE.vector_bytes >= _HALVED_BYTES:
+            half = builder.and_(
+                builder.icmp_signed(">", columns, _I64(0)),
+                builder.icmp_signed("<=", columns, _I64(count // 2)),
+            )
+            number = builder.select(
+                half, builder.xor(builder.shl(rows, _I64(32)), _I64(1 << 61)), number
+            )
+            for high in range(1, MACHINE.tile_rows + 1):
+                cases[(1 << 61) ^ (high << 32)] = _tile_function(
+                    builder.module, alpha, high, 1, half=True
+                )
         call_case(builder, number, cases, arguments)
         return context.get_dummy_value()
 
