@@ -43,8 +43,8 @@ __all__ = ["convolve_part", "correlate_part"]
 _PACKED_BYTES = 1 << 20
 """Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
 _BAND_BYTES = 1 << 18
-_LONG_BAND_BYTES = 1 << 19
-"""Size of a band, and where each band is one more pass over C."""
+_LONG_BAND_BYTES, _LONG_GRADIENT_BYTES = 1 << 19, 1 << 18
+"""Size of a band, and of it and its rows of G where each band is one more pass over C."""
 
 _PIECES_BYTES = 2 * PLACES_BYTES
 """Of places that are listed a piece of a line at a time, each a whole table from there on."""
@@ -221,7 +221,7 @@ def correlate_part(task, part, parts):
     # The bands decide in which order sums are made: they must not depend on the threads.
     most_lines = min(
         lines_in(_LONG_BAND_BYTES, p, size),
-        max(1, _PACKED_BYTES // (p.columns * all_vectors * wide * size)),
+        max(1, _LONG_GRADIENT_BYTES // (p.columns * all_vectors * wide * size)),
         p.batch * p.lines,
     )
     panel_bytes = most_lines * p.columns * width * size
