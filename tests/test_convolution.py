@@ -207,7 +207,7 @@ def lines_of_a_band(of, band_bytes, dtype=np.float32):
     return max(1, band_bytes // row)
 
 
-# What each reaches is checked by the test, in terms of the constants of `patches`.
+# What each reaches is checked by the test, in terms of the constants of `direct`.
 LARGE = {
     # One group of panels after another: the packed weights are larger than `_PACKED_BYTES`.
     "groups": Convolution(2, (5, 6), (210, 200), (3, 3), padding=(1, 1)),
@@ -230,8 +230,12 @@ class TestLarge:
         assert columns > 2 * MACHINE.tile_vectors
         for name in ("bands, padded", "bands, in place", "bands, strided"):
             of = LARGE[name]
-            for band_bytes in (direct._BAND_BYTES, direct._LONG_BAND_BYTES):
-                lines = lines_of_a_band(of, band_bytes)
+            columns = -(-of.channels[1] * 4 // MACHINE.vector_bytes) * MACHINE.vector_bytes
+            gradient_lines = direct._LONG_GRADIENT_BYTES // (of.out_size[1] * columns)
+            for lines in (
+                lines_of_a_band(of, direct._BAND_BYTES),
+                min(lines_of_a_band(of, direct._LONG_BAND_BYTES), gradient_lines),
+            ):
                 assert 2 * lines < of.batch * of.out_size[0]
                 assert of.out_size[0] % lines
         of = LARGE["images"]
@@ -239,7 +243,8 @@ class TestLarge:
         assert 2 * lines_of_a_band(of, direct._BAND_BYTES) < of.batch * of.out_size[0]
         of = LARGE["wide"]
         assert lines_of_a_band(of, direct._LONG_BAND_BYTES) > of.batch * of.out_size[0]
-        assert of.batch * np.prod(of.out_size) * of.channels[1] * 4 > 2 * direct._PACKED_BYTES
+        gradient_bytes = of.batch * np.prod(of.out_size) * of.channels[1] * 4
+        assert gradient_bytes > 2 * direct._LONG_GRADIENT_BYTES
 
     @every_convolution
     @pytest.mark.parametrize("large", LARGE)

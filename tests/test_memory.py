@@ -53,6 +53,30 @@ for dtype, batch, depth, cols, at_end, step in itertools.product(
 """
 
 
+BACKWARDS = """
+from kernel_checks import *
+
+from numbadrop.kernels import gathered_matmul, gathered_matmul_t, scatter_matmul, set_num_threads
+
+rng = np.random.default_rng(0)
+memory = rng.integers(-9, 10, (2200, 2000)).astype(np.float32)
+for threads, batch, place in itertools.product(
+    (1, 2), (8, 24, 64), (np.s_[:1100, 1000:], np.s_[::2, ::2], np.s_[:1099:-1, 1000:])
+):
+    set_num_threads(threads)
+    for w in (memory[place], memory[place][:, ::-1], memory[place][::-1, ::-1]):
+        for matrix in (w, w.T):
+            x = rng.integers(-9, 10, (batch, matrix.shape[0])).astype(np.float32)
+            y = gathered_matmul(x, matrix)
+            np.testing.assert_array_equal(y, x.astype(float) @ matrix)
+            g = np.sign(y)
+            np.testing.assert_array_equal(gathered_matmul_t(g, matrix), g.astype(float) @ matrix.T)
+            out = np.zeros((batch, matrix.shape[1]), np.float32)
+            scatter_matmul(np.ascontiguousarray(x.T), matrix, out=out)
+            np.testing.assert_array_equal(out, y)
+"""
+
+
 def test_products():
     answer("-c", "from kernel_checks import *; check_many()")
 
@@ -62,6 +86,10 @@ def test_products_whose_weights_are_asked_for_ahead_of_time(shape):
     """They do not fit in a core's cache: what the next panel is packed from is listed."""
     sets = ("half", "most")
     answer("-c", f"from kernel_checks import *; check_many([{shape}], ('C',), sets={sets})")
+
+
+def test_large_weights_whose_rows_or_columns_run_backwards():
+    answer("-c", BACKWARDS)
 
 
 def test_products_of_few_rows_that_read_dense_weights_where_they_lie():

@@ -22,11 +22,11 @@ from numbadrop.kernels.tile import register_tile
 @numba.njit
 def run_tile(
     alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate,
-    requests=0, behind=0,
+    requests=0, requests_end=0,
 ):  # fmt: skip
     register_tile(
-        alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, requests, behind,
-        accumulate,
+        alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, requests,
+        requests_end, accumulate,
     )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_every_variant(dtype):
     )
     # Addresses of nothing: to ask for them is no error.
     requests = table(0, 1, -1, 2**46)
-    for height, columns, depth, accumulate, transposed, asks in itertools.product(
+    for height, columns, depth, accumulate, transposed, number in itertools.product(
         heights, widths, (0, 1, 2, 3, 5), (False, True), (False, True), (0, 1, 4)
     ):
         vectors = -(-columns // lanes)
@@ -74,10 +74,12 @@ def test_every_variant(dtype):
         run_tile(
             dtype(0), height, columns, 1, starts.ctypes.data, depth,
             a_rows.ctypes.data, a.strides[1], b.ctypes.data, b.strides[0],
-            c_rows.ctypes.data, accumulate, requests.ctypes.data, requests.ctypes.data + 8 * asks,
+            c_rows.ctypes.data, accumulate, requests.ctypes.data, requests.ctypes.data + 8 * number,
         )  # fmt: skip
         np.testing.assert_array_equal(
-            around, expected, f"{height} x {columns}, depth {depth}, {accumulate=}, {asks=}"
+            around,
+            expected,
+            f"{height} x {columns}, depth {depth}, {accumulate=}, {number} requests",
         )
 
 
@@ -142,7 +144,7 @@ for rows, vectors in [
     assert answer("-c", program, env={"PYTHONFAULTHANDLER": None}) == ""
 
 
-@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("prefetches", [False, True])
 @pytest.mark.parametrize("element", [types.float32, types.float64], ids=str)
 @pytest.mark.parametrize(
     ("machine", "triple", "cpu", "multiply_add", "memory"),
@@ -157,7 +159,7 @@ for rows, vectors in [
     ],
 )  # fmt: skip
 def test_the_inner_loop_of_other_machines(
-    machine, triple, cpu, multiply_add, memory, element, asks, monkeypatch
+    machine, triple, cpu, multiply_add, memory, element, prefetches, monkeypatch
 ):
     """Cross-compiled: one fused instruction for each vector of sums, all sums in registers."""
     llvm.initialize_all_targets()
@@ -167,7 +169,7 @@ def test_the_inner_loop_of_other_machines(
     source = ir.Module()
     source.triple = triple
     sizes = machine.tile_rows, machine.tile_vectors
-    tile._tile_function(source, element, *sizes, asks).linkage = ""
+    tile._tile_function(source, element, *sizes, prefetches).linkage = ""
     target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
     optimized = llvm.parse_assembly(str(source))
     passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
@@ -180,7 +182,7 @@ def test_the_inner_loop_of_other_machines(
     assert loop.count(multiply_add) == tile._UNROLL * sums
     register = r"(?:v|q|%[xyz]mm)\d"
     on_stack = [line for line in loop.split("\n") if re.search(memory, line)]
-    if asks:  # where the list ends may be read from there
+    if prefetches:  # where the list ends may be read from there
         assert re.search("prefetch|prfm", loop), loop
         read = re.compile(rf"\t(?:(?:cmp|cmov|ldr)\w*\t(?!{register})|movq\t-?\d*\()")
         on_stack = [line for line in on_stack if not read.match(line)]

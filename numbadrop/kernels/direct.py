@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from numbadrop.kernels.ahead import REQUESTS_BYTES, ahead_of, list_ahead, list_part
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inner
@@ -34,7 +33,8 @@ from numbadrop.kernels.patches import (
     run_start,
 )
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, shift_places
-from numbadrop.kernels.product import align, begin_of, share, split
+from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
+from numbadrop.kernels.product import align, begin_of, full_parts, share, split
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import Axis
 
@@ -42,9 +42,10 @@ __all__ = ["convolve_part", "correlate_part"]
 
 _PACKED_BYTES = 1 << 20
 """Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
-_BAND_BYTES = 1 << 18
-_LONG_BAND_BYTES, _LONG_GRADIENT_BYTES = 1 << 19, 1 << 18
-"""Size of a band, and of it and its rows of G where each band is one more pass over C."""
+_BAND_BYTES, _LONG_BAND_BYTES = 1 << 18, 1 << 19
+"""Size of a band of patches, and where each band is one more pass over C."""
+_LONG_GRADIENT_BYTES = 1 << 18
+"""Most bytes of G that such a band meets, several times: they must stay in the second cache."""
 
 _PIECES_BYTES = 2 * PLACES_BYTES
 """Of places that are listed a piece of a line at a time, each a whole table from there on."""
@@ -117,6 +118,7 @@ def convolve_part(task, part, parts):
     line_targets = line_places + 8 * most_lines
 
     requests = stack_memory(REQUESTS_BYTES)
+    lone_pixels = _has_lone_pixels(p)
     # Loop 1: columns of B and C, as many panels at a time as the cache holds.
     for group in range(groups):
         first_panel, last_panel = share(panels, groups, group), share(panels, groups, group + 1)
@@ -169,17 +171,17 @@ def convolve_part(task, part, parts):
                     # What the next tile writes, and reads. At the end of a line, where positions
                     # are apart, it is asked for in vain.
                     shift_places(requests, c_places, high * c_pixel)
-                    listed = requests + PLACES_BYTES
-                    if n == first_panel and _has_lone_pixels(p):
+                    requests_end = requests + PLACES_BYTES
+                    if lone_pixels and n == first_panel:
                         ahead = ahead_of(
                             load_index(a_places, 0), Axis(patch_step, 0, 0), high, PLACES,
                             spread.pixel, request_bytes(thick),
                         )  # fmt: skip
-                        listed = list_ahead(requests, listed, ahead, 0, 1)
+                        requests_end = list_requests(requests, requests_end, ahead, 1, 0)
                     register_tile(
                         alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
                         a_places, size, packed + at * panel_bytes, thick * wide * size,
-                        c_places, requests, listed, False,
+                        c_places, requests, requests_end, False,
                     )  # fmt: skip
                     if finish:
                         biases_here = biases + at * width * size
@@ -237,6 +239,7 @@ def correlate_part(task, part, parts):
     gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
     tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
     tile_split = split(rows, tiles)
+    prefetching = full_parts(tile_split, tiles)
     requests = stack_memory(REQUESTS_BYTES)
     # Positions are pixels, one behind the other.
     pointwise = _has_lone_pixels(p) and p.step_y == 1 and p.step_x == 1
@@ -283,24 +286,28 @@ def correlate_part(task, part, parts):
                     b_row = cols * size
                     b = g + line * p.columns * b_row + j0 * size
                 # What the next band will be packed from, or read.
-                listed = requests
+                requests_end = requests
                 step, number = request_bytes(thick), t * panels + n
-                if tiles > _FEW_TILES:
+                if t < prefetching and tiles > _FEW_TILES:
                     ahead = ahead_of(
                         g + j_first * size, gradient.rows, after, next_positions,
                         (j_last - j_first) * size, step,
                     )  # fmt: skip
-                    listed = list_part(requests, listed, ahead, tiles * panels, number)
-                if pointwise:
+                    requests_end = list_requests(
+                        requests, requests_end, ahead, prefetching * panels, number
+                    )
+                if t < prefetching and pointwise:
                     ahead = ahead_of(
                         p.address + first_channel * size, Axis(spread.pixel, positions, 0), after,
                         next_positions, channels * size, step,
                     )  # fmt: skip
-                    listed = list_part(requests, listed, ahead, tiles * panels, number)
+                    requests_end = list_requests(
+                        requests, requests_end, ahead, prefetching * panels, number
+                    )
                 register_tile(
                     alpha, high, filled, lines, line_places, p.columns,
                     a_places, p.step_x * spread.pixel, b, b_row, c_places,
-                    requests, listed, line > 0,
+                    requests, requests_end, line > 0,
                 )  # fmt: skip
     keep_alive(packed_memory)
     keep_alive(band_memory)

@@ -74,7 +74,7 @@ def call_case(builder: Any, number: Any, cases: dict[int, Any], arguments: list[
 
 
 def emit_prefetch(builder: Any, where: Any, to_write: bool) -> None:
-    """Emit a request for the cache line at a pointer: any address is allowed."""
+    """Emit a request for the cache line at a pointer, to be read or written; any will do."""
     i32 = ir.IntType(32)
     function = builder.module.declare_intrinsic(
         "llvm.prefetch.p0", (), ir.FunctionType(ir.VoidType(), [where.type, i32, i32, i32])

@@ -19,7 +19,7 @@ from numbadrop.kernels.memory import pointer, spread, store
 __all__ = ["PLACES", "PLACES_BYTES", "list_places", "list_rows", "list_units", "shift_places"]
 
 PLACES = 8
-"""How many entries are written from any of a table's on."""
+"""How many entries are read or written at once, from any of a table's on."""
 assert MACHINE.tile_rows <= PLACES
 PLACES_BYTES = 8 * PLACES
 _I64 = ir.IntType(64)

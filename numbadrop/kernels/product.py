@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numbadrop.kernels.ahead import REQUESTS_BYTES, ahead_of, list_ahead, list_part
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import Epilogue, finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inlined, inner
@@ -33,7 +32,8 @@ from numbadrop.kernels.memory import (
     words_behind,
 )
 from numbadrop.kernels.packing import MOST_UNITS, WORKSPACE_BYTES, Matrix, pack, workspace
-from numbadrop.kernels.places import PLACES_BYTES, list_places
+from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places
+from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import (
     Axis,
@@ -44,7 +44,17 @@ from numbadrop.kernels.windows import (
     unit,
 )
 
-__all__ = ["Product", "Strided", "align", "begin_of", "multiply", "multiply_part", "share", "split"]
+__all__ = [
+    "Product",
+    "Strided",
+    "align",
+    "begin_of",
+    "full_parts",
+    "multiply",
+    "multiply_part",
+    "share",
+    "split",
+]
 
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
 _TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
@@ -55,8 +65,8 @@ _GROUP_BYTES = 1 << 21
 """Most bytes of A that all panels pass before others come and B is packed again: half of it and
 four times as much are slower, although it is twice the L2 of the CPU that this was measured on."""
 _NEAR_BYTES, _NEAR_SUM_BYTES = 1 << 20, 1 << 22
-"""Most bytes of a B, and of a C that is added to, which are not asked for ahead of time: where a
-core's own cache holds its share, that takes longer than what it saves."""
+"""Most bytes of a B, and of a C that is added to, which are not prefetched: where a core's own
+cache holds its share, that takes longer than what it saves."""
 _COPY_FROM_BYTES = 1 << 18
 _COPY_FROM_PANELS = 8
 """From these on it pays to bring the rows of A together in memory."""
@@ -120,6 +130,14 @@ def split(total, parts):
 def begin_of(parts, number):
     """Return where a part begins, by its number."""
     return number * parts.least + min(number, parts.longer)
+
+
+@inner
+def full_parts(parts, number):
+    """Return how many of so many parts, the first ones, are tiles of the greatest height."""
+    if parts.least == MACHINE.tile_rows:
+        return number
+    return parts.longer if parts.least + 1 == MACHINE.tile_rows else 0
 
 
 @inner
@@ -238,7 +256,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
         and b.cols.indices == 0
         and b.rows.indices == 0
     )
-    # Where B and C lie near anyway, asking for them takes longer than waiting.
+    # What lies near, or will not be packed, is not prefetched.
     b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once
     c_far = scatter and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
     # What a register holds too much the next row overwrites, unless a row takes several registers.
@@ -267,6 +285,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
         group_rows = i_first + share(rows, groups, group + 1) - i_group
         tiles = (group_rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
         tile_split = split(group_rows, tiles)
+        prefetching = full_parts(tile_split, tiles)
         # Loop 2: depth of A and B, a block at a time.
         for n in range(blocks):
             k0 = share(depth, blocks, n)
@@ -311,7 +330,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         registers = find_spread(
                             alpha, c.cols, j0, j0 + filled, thick * wide, lead, work.table
                         )
-                # What the panel after this one will be packed from, if it is asked for.
+                # What the panel after this one will be packed from, if it is prefetched.
                 step = request_bytes(thick)
                 next_p, next_k, next_deep, next_columns = p + 1, k0, deep, 0
                 if next_p == panels and not last:
@@ -335,23 +354,23 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     elif begun:
                         _read_tile(alpha, edge, edge_row, high, filled, c, i0, j0)
                     list_places(a_places, a_tile, a_block.row)
-                    listed = requests
+                    requests_end = requests
                     if c_far and registers > 0:
                         after = i0 + high
                         ahead = ahead_of(
-                            c.address + spread_start, c.rows, after, i_last - after,
+                            c.address + spread_start, c.rows, after, min(i_last - after, PLACES),
                             registers * MACHINE.vector_bytes, step,
                         )  # fmt: skip
-                        listed = list_ahead(requests, listed, ahead, 0, min(ahead.groups, 1))
-                    if next_columns > 0:
+                        requests_end = list_requests(requests, requests_end, ahead, 1, 0)
+                    if next_columns > 0 and t < prefetching:
                         ahead = _panel_ahead(
                             alpha, b, next_k, next_deep, next_j, next_columns, step
                         )
-                        listed = list_part(requests, listed, ahead, tiles, t)
+                        requests_end = list_requests(requests, requests_end, ahead, prefetching, t)
                     register_tile(
                         alpha, high, filled, 1, one_run, deep,
                         a_places, a_block.depth, b_tile, b_row, sums,
-                        requests, listed, begun,
+                        requests, requests_end, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
                         results = c_places if direct else edge_places
@@ -365,27 +384,27 @@ def multiply(product, i_first, i_last, j_first, j_last):
 
 @inner
 def _parts_across_rows(alpha, product, cols, parts):
-    """Return how many of the parts lie one above the other, so that the longest is short.
+    """Return how many of the parts lie one above the other, so that the slowest takes the least.
 
     Every part of the rows packs B again, and where columns are cut two threads may write to the
-    same cache line of each row.
+    same cache line of each row, as they do where kept columns may begin anywhere.
     """
     b, c = product.b, product.c
     size, wide = bytes_of(alpha), lanes(alpha)
     gathers = b.rows.indices != 0 or b.cols.indices != 0 or b.cols.stride != size
     packing = _GATHER_ROWS if gathers else _COPY_ROWS
     meet = product.scatter or (c.address | c.rows.stride | wide * size) % CACHE_LINE != 0
-    best, shortest = 1, np.inf
+    best, least = 1, np.inf
     for across_rows in range(1, parts + 1):
         if parts % across_rows == 0:
             across_cols = parts // across_rows
             rows = (product.rows + across_rows - 1) // across_rows
             vectors = (cols + across_cols * wide - 1) // (across_cols * wide)
-            length = vectors * (rows + packing) * product.depth
+            steps = vectors * (rows + packing) * product.depth
             if meet and across_cols > 1:
-                length += rows * _MEETING_STEPS
-            if length < shortest:
-                best, shortest = across_rows, length
+                steps += rows * _MEETING_STEPS
+            if steps < least:
+                best, least = across_rows, steps
     return best
 
 

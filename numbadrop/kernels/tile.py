@@ -10,8 +10,9 @@ for all rows: a matrix is one run, the patches of an image have one for each row
 
 Every height from 1 to `MACHINE.tile_rows` and every width from 1 to `MACHINE.tile_vectors` is a
 function of its own, so that no product is ever computed for rows that are not there. Those of the
-greatest height come twice: the second makes requests for memory that is needed soon (`ahead`), one
-in each step of its loop, which costs a fiftieth of the time of a product that needs none.
+greatest height come twice: the second prefetches memory that is needed soon (`prefetch`), a request
+in each step of its loop, which costs a fiftieth of the time of a product that needs none. Where a
+register is added to in two turns, there are some of half a register, too.
 """
 
 from __future__ import annotations
@@ -51,14 +52,11 @@ def request_bytes(vectors):
 
 
 def _tile_function(
-    module: ir.Module, element: types.Float, rows: int, vectors: int, asks: bool = False,
-    half: bool = False,
+    module: ir.Module, element: types.Float, rows: int, vectors: int,
+    prefetches: bool = False, half: bool = False,
 ) -> ir.Function:  # fmt: skip
-    """Define, once in a module, the tile of `rows` x `vectors`, with requests if it `asks`.
-
-    Of a single vector, `half` may do.
-    """
-    kind = ("_asks" if asks else "") + ("_half" if half else "")
+    """Define, once in a module, the tile of `rows` x `vectors`, or of `half` of a single vector."""
+    kind = ("_prefetches" if prefetches else "") + ("_half" if half else "")
     name = f"numbadrop_tile_{element}_{rows}x{vectors}{kind}"
     if name in module.globals:
         return module.globals[name]
@@ -70,7 +68,7 @@ def _tile_function(
     function.linkage = "internal"
     function.attributes.add("noinline")
     (
-        runs, run_starts, depth, a_table, a_depth, b, b_row, c_table, requests, behind_requests,
+        runs, run_starts, depth, a_table, a_depth, b, b_row, c_table, requests, requests_end,
         columns, accumulate,
     ) = function.args  # fmt: skip
 
@@ -110,7 +108,7 @@ def _tile_function(
     tiles = [(r, v) for r in range(rows) for v in range(vectors)]
     c_at = {(r, v): at(entry, c_rows[r], v * MACHINE.vector_bytes) for r, v in tiles}
     whole = entry.sub(depth, entry.urem(depth, ir.Constant(_I64, _UNROLL)))
-    last_request = entry.gep(behind_requests, [_I64(-1)], source_etype=_POINTER)
+    last_request = entry.gep(requests_end, [_I64(-1)], source_etype=_POINTER)
     # What will be written comes into the cache while sums are made, and nobody waits for it.
     for t in tiles:
         emit_prefetch(entry, c_at[t], to_write=True)
@@ -167,7 +165,7 @@ def _tile_function(
         request = carried(head, _POINTER, (state[3], before))
         sums = {t: carried(head, vector, (state[4][t], before)) for t in tiles}
         head.cbranch(head.icmp_unsigned("<", done, limit), body.block, after)
-        new_request = ask(body, request) if asks and times == _UNROLL else request
+        new_request = ask(body, request) if prefetches and times == _UNROLL else request
         new_sums, new_a, new_b = step(body, dict(sums), a_offset, b_at, times)
         done.add_incoming(body.add(done, ir.Constant(_I64, times)), body.block)
         a_offset.add_incoming(new_a, body.block)
@@ -232,7 +230,7 @@ def _tile_function(
 def register_tile(
     typingctx: Any, alpha: Any, rows: Any, columns: Any, runs: Any, run_starts: Any, depth: Any,
     a_rows: Any, a_depth: Any, b: Any, b_row: Any, c_rows: Any, requests: Any,
-    behind: Any, accumulate: Any,
+    requests_end: Any, accumulate: Any,
 ) -> Any:  # fmt: skip
     """Multiply `rows` rows of A by `columns` columns of B, read as whole vectors, into C.
 
@@ -240,23 +238,23 @@ def register_tile(
     ``a_rows[r] + run_starts[n] + k a_depth``, k in ``[0, depth)``, and is multiplied by what begins
     at ``b + (n depth + k) b_row``; row r of C begins at ``c_rows[r]``. `a_rows`, `run_starts` and
     `c_rows` are addresses of arrays of int64; all of this is in bytes. The addresses from
-    `requests` to before `behind`, of which there may be none, are those of memory to ask for, each
-    of `request_bytes`: a tile of the greatest height asks for the next ones for each two of a run's
-    depth, as far as it comes, and for the last one again from there on. Any address is allowed. A
-    height or width that was not generated ends the process at once: it must never be skipped in
-    silence.
+    `requests` to before `requests_end`, of which there may be none, are of memory to prefetch, each
+    of `request_bytes`, and any will do. A tile of the greatest height asks for the next ones for
+    each two of a run's depth, as far as it comes, and for the last one again from there on; other
+    tiles, and those of half a register, do not. A height or width that was not generated ends the
+    process at once: it must never be skipped in silence.
     """
     i64 = types.int64
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (
             _, rows, columns, runs, run_starts, depth, a_rows, a_depth, b, b_row, c_rows, requests,
-            behind, accumulate,
+            requests_end, accumulate,
         ) = args  # fmt: skip
         arguments = [
             runs, pointer(builder, run_starts), depth, pointer(builder, a_rows), a_depth,
             pointer(builder, b), b_row, pointer(builder, c_rows),
-            pointer(builder, requests), pointer(builder, behind), columns, accumulate,
+            pointer(builder, requests), pointer(builder, requests_end), columns, accumulate,
         ]  # fmt: skip
         count = vector_type(alpha).count
         vectors = builder.sdiv(builder.add(columns, _I64(count - 1)), _I64(count))
@@ -267,14 +265,14 @@ def register_tile(
             for high in range(1, MACHINE.tile_rows + 1)
             for wide in range(1, MACHINE.tile_vectors + 1)
         }
-        asks = builder.and_(
-            builder.icmp_signed("<", requests, behind),
+        prefetches = builder.and_(
+            builder.icmp_signed("<", requests, requests_end),
             builder.icmp_signed("==", rows, _I64(MACHINE.tile_rows)),
         )
-        number = builder.xor(number, builder.shl(builder.zext(asks, _I64), _I64(62)))
+        number = builder.xor(number, builder.shl(builder.zext(prefetches, _I64), _I64(62)))
         for wide in range(1, MACHINE.tile_vectors + 1):
             cases[(1 << 62) ^ (MACHINE.tile_rows << 32) ^ wide] = _tile_function(
-                builder.module, alpha, MACHINE.tile_rows, wide, asks=True
+                builder.module, alpha, MACHINE.tile_rows, wide, prefetches=True
             )
         if MACHINE.vector_bytes >= _HALVED_BYTES:
             half = builder.and_(

@@ -1,7 +1,7 @@
-"""What register tiles ask for while they multiply: memory that will be needed soon.
+"""Which memory register tiles prefetch while they multiply: what will be needed soon.
 
 A core waits for few cache lines at a time, and what it reads meanwhile waits with them. So they are
-not asked for in one go: they are listed, and a tile makes one request in each step of its loop.
+not asked for in one go: requests are listed, and a tile makes one in each step of its loop.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from numbadrop.kernels.jit import inner
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, list_units, shift_places
 from numbadrop.kernels.windows import Axis
 
-__all__ = ["REQUESTS_BYTES", "Ahead", "ahead_of", "list_ahead", "list_part"]
+__all__ = ["REQUESTS_BYTES", "ahead_of", "list_requests"]
 
-_MOST_REQUESTS = 264
-"""A tile of the greatest depth of a matrix product makes no more."""
+_MOST_REQUESTS = 256
+"""A tile makes one for each two of its depth, of which a panel of a matrix has 512 at most."""
 REQUESTS_BYTES = 8 * _MOST_REQUESTS
 
 
@@ -41,42 +41,36 @@ class Ahead(NamedTuple):
 def ahead_of(address, axis, first, count, length, step):
     """Return the stretches, of `length` bytes, of units [first, first + count) of an axis.
 
-    Kept units that are fewer than `PLACES` are left out: there are no more indices to read.
+    Left out are stretches that run backwards, and kept units that are fewer than `PLACES`: there
+    are no more indices to read.
     """
     groups = (count + PLACES - 1) // PLACES
     last = first + (groups - 1) * PLACES
     if axis.indices != 0:
         last = first + count - PLACES
-        groups = groups if count >= PLACES else 0
+    if length <= 0 or (axis.indices != 0 and count < PLACES):
+        groups = 0
     steps = (length + step - 1) // step
     return Ahead(address, axis, first, last, groups, step, steps, max(length - step, 0))
 
 
 @inner
-def list_ahead(requests, listed, ahead, begin, end):
-    """List groups [begin, end) in `REQUESTS_BYTES` at `requests`, behind what is listed.
+def list_requests(requests, end, ahead, parts, part):
+    """List one part of the groups in `REQUESTS_BYTES` at `requests`, from `end` on.
 
-    Return where the list ends. What has no place in it is left out.
+    Return the new end of the list. What has no place in it is left out.
     """
     axis = ahead.axis
-    for group in range(begin, end):
-        behind = listed + ahead.steps * PLACES_BYTES
-        if behind > requests + REQUESTS_BYTES:
+    for group in range(ahead.groups * part // parts, ahead.groups * (part + 1) // parts):
+        after = end + ahead.steps * PLACES_BYTES
+        if after > requests + REQUESTS_BYTES:
             break
         first = min(ahead.first + group * PLACES, ahead.last)
         if axis.indices == 0:
-            list_places(listed, ahead.address + first * axis.stride, axis.stride)
+            list_places(end, ahead.address + first * axis.stride, axis.stride)
         else:
-            list_units(listed, ahead.address, axis.stride, axis.indices + first * 8)
+            list_units(end, ahead.address, axis.stride, axis.indices + first * 8)
         for n in range(1, ahead.steps):
-            offset = min(n * ahead.step, ahead.last_step)
-            shift_places(listed + n * PLACES_BYTES, listed, offset)
-        listed = behind
-    return listed
-
-
-@inner
-def list_part(requests, listed, ahead, parts, part):
-    """List one part of all groups, of as many as there are tiles to ask for them."""
-    begin, end = ahead.groups * part // parts, ahead.groups * (part + 1) // parts
-    return list_ahead(requests, listed, ahead, begin, end)
+            shift_places(end + n * PLACES_BYTES, end, min(n * ahead.step, ahead.last_step))
+        end = after
+    return end
