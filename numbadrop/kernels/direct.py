@@ -208,7 +208,7 @@ def correlate_part(task, part, parts):
     wide = lanes(alpha)
     all_vectors = (cols + wide - 1) // wide
     first_channel, channels, v_first, vectors = part_of_weights(
-        p.channels, all_vectors, parts, part
+        p.channels, all_vectors, MACHINE.tile_rows, parts, part
     )
     rows = p.runs * channels
     positions = p.batch * p.lines * p.columns

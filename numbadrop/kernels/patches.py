@@ -176,17 +176,21 @@ def run_start(p, run, spread):
 
 
 @inner
-def part_of_weights(channels, vectors, parts, part):
+def part_of_weights(channels, vectors, least, parts, part):
     """Return which channels of the images, and which registers of columns, are one part's.
+
+    It gets no fewer than `least` channels, unless columns cannot be shared out evenly.
 
     Returns
     -------
     first_channel, channels, first_vector, vectors : int
     """
     # Channels are cut first: then no thread copies, or transforms, the pixels that another does.
+    if vectors % parts != 0:
+        least = min(least, MACHINE.tile_rows)
     across_channels = 1
     for number in range(2, parts + 1):
-        if parts % number == 0 and channels >= number * MACHINE.tile_rows:
+        if parts % number == 0 and channels >= number * least:
             across_channels = number
     across_cols = parts // across_channels
     row, col = part // across_cols, part % across_cols

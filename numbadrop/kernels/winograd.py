@@ -337,8 +337,10 @@ def correlate_part(task, part, parts):
     size = bytes_of(alpha)
     wide = lanes(alpha)
     all_vectors = (cols + wide - 1) // wide
+    # Where channels fill one register, less of them would take as long to transform.
+    least = wide if p.channels <= wide else MACHINE.tile_rows
     first_channel, channels, v_first, vectors = part_of_weights(
-        p.channels, all_vectors, parts, part
+        p.channels, all_vectors, least, parts, part
     )
     if channels == 0 or vectors == 0:
         return
