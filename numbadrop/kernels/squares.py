@@ -12,12 +12,16 @@ from typing import NamedTuple
 
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import store
+from numbadrop.kernels.places import PLACES_BYTES, list_places
 
 __all__ = [
-    "first_pixel_square", "kernel_pieces", "last_pixel_square", "list_square", "matrices_before",
-    "matrix_number", "most_pixel_squares", "pieces_with", "pixel_squares", "place_of",
-    "products_along", "result_squares",
+    "SQUARE_BYTES", "first_pixel_square", "kernel_pieces", "last_pixel_square", "list_square",
+    "matrices_before", "matrix_number", "most_pixel_squares", "pieces_with", "pixel_square",
+    "pixel_squares", "place_after", "place_of", "products_along", "result_squares",
 ]  # fmt: skip
+
+SQUARE_BYTES = 12 * 8 + PLACES_BYTES
+"""What the places of a square of up to 4 x 4 take, with what is written behind them."""
 
 
 class Grid(NamedTuple):
@@ -61,9 +65,26 @@ def place_of(grid, n):
 
 
 @inner
+def place_after(grid, image, y, x):
+    """Return the place of the next number, without the divisions that `place_of` takes."""
+    x += 1
+    if x == grid.along:
+        y, x = y + 1, 0
+    if y == grid.down:
+        image, y = image + 1, 0
+    return image, y, x
+
+
+@inner
 def first_pixel_square(p, n):
     """Return which square of pixels meets the first piece, for square of results number n."""
     image, y, x = place_of(result_squares(p), n)
+    return pixel_square(p, image, y, x)
+
+
+@inner
+def pixel_square(p, image, y, x):
+    """Return the number of a square of pixels by its place."""
     pixels = pixel_squares(p)
     return (image * pixels.down + y) * pixels.along + x
 
@@ -113,7 +134,15 @@ def matrices_before(pieces, q):
 
 @inner
 def list_square(table, side, address, lines, columns, line, pixel, y, x, outside):
-    """List the places of a square of an image from (y, x) on; `outside` for those not there."""
+    """List the places of a square of an image from (y, x) on; `outside` for those not there.
+
+    From the last of its rows on, `PLACES` entries may be written.
+    """
+    if y >= 0 and y + side <= lines and x >= 0 and x + side <= columns:
+        first = address + y * line + x * pixel
+        for i in range(side):
+            list_places(table + i * side * 8, first + i * line, pixel)
+        return
     for i in range(side):
         for j in range(side):
             place = outside

@@ -43,6 +43,7 @@ from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, list_row
 from numbadrop.kernels.product import align, begin_of, share, split
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.squares import (
+    SQUARE_BYTES,
     first_pixel_square,
     kernel_pieces,
     last_pixel_square,
@@ -51,7 +52,9 @@ from numbadrop.kernels.squares import (
     matrix_number,
     most_pixel_squares,
     pieces_with,
+    pixel_square,
     pixel_squares,
+    place_after,
     place_of,
     products_along,
     result_squares,
@@ -137,18 +140,19 @@ def _apart(size):
 def _transform_images(alpha, p, first, count, first_channel, channels, v, v_step, v_row, zeros):
     """Transform some channels of the squares of pixels [first, first + count)."""
     size = bytes_of(alpha)
-    sources = stack_memory(32 * 8)
-    targets = sources + 16 * 8
+    sources, targets = stack_memory(SQUARE_BYTES), stack_memory(16 * 8)
     list_rows(targets, v, v_step, 16)
     pixel = p.channels * size
     line = p.width * pixel
+    pixels = pixel_squares(p)
+    image, y, x = place_of(pixels, first)
     for t in range(count):
-        image, y, x = place_of(pixel_squares(p), first + t)
         list_square(
             sources, 4, p.address + image * p.height * line + first_channel * size,
             p.height, p.width, line, pixel, p.first_y + 2 * y, p.first_x + 2 * x, zeros,
         )  # fmt: skip
         _transform_image(alpha, sources, 0, targets, t * v_row, channels)
+        image, y, x = place_after(pixels, image, y, x)
 
 
 def transform_part(task, part, parts):
@@ -276,13 +280,14 @@ def convolve_part(task, part, parts):
             alpha, p, begin_pixels, last_pixel_square(p, first + count - 1) + 1 - begin_pixels,
             0, p.channels, v, v_step, v_row, zeros,
         )  # fmt: skip
+        image, y, x = place_of(results, first)
         for t in range(count):
-            store(rows + 8 * t, v + (first_pixel_square(p, first + t) - begin_pixels) * v_row)
-            image, y, x = place_of(results, first + t)
+            store(rows + 8 * t, v + (pixel_square(p, image, y, x) - begin_pixels) * v_row)
             list_square(
                 places + 32 * t, 2, c + image * c_image, p.lines, p.columns, c_line, c_pixel,
                 2 * y, 2 * x, 0,
             )  # fmt: skip
+            image, y, x = place_after(results, image, y, x)
         tiles = (count + MACHINE.tile_rows - 1) // MACHINE.tile_rows
         tile_split = split(count, tiles)
         # Loop 2: columns, a panel at a time.
@@ -372,9 +377,9 @@ def correlate_part(task, part, parts):
     zeros_memory = np.zeros(max(channels, columns) * size, np.uint8)
     zeros = np.int64(zeros_memory.ctypes.data)
     a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
-    table_memory = np.empty(4 + 16 + 16 + 9 + most // line, np.int64)
-    values = table_memory.ctypes.data
-    gradients = values + 8 * 4
+    values = stack_memory(SQUARE_BYTES)
+    table_memory = np.empty(16 + 16 + 9 + most // line, np.int64)
+    gradients = table_memory.ctypes.data
     sources = gradients + 8 * 16
     targets = sources + 8 * 16
     run_starts = targets + 8 * 9
@@ -395,13 +400,14 @@ def correlate_part(task, part, parts):
         for n in range(runs):
             start = first_pixel_square(p, first + n * line) - begin_pixels
             store(run_starts + 8 * n, start * v_row)
+        image, down, along = place_of(results, first)
         for t in range(count):
-            image, down, along = place_of(results, first + t)
             list_square(
                 values, 2, g + image * p.lines * g_line + j_first * size, p.lines, p.columns,
                 g_line, cols * size, 2 * down, 2 * along, zeros,
             )  # fmt: skip
             _transform_gradient(alpha, values, 0, gradients, t * y_row, columns)
+            image, down, along = place_after(results, image, down, along)
         # Loops 2 and 3: the elements of a square, and pieces that have it. Loops 4 and 5: columns
         # and channels, a register tile.
         sums_here = sums
