@@ -276,7 +276,7 @@ def test_any_number_of_threads_gives_the_same_bits(of, monkeypatch):
     before = kernels.get_num_threads()
     results = set()
     try:
-        for threads in (1, 2, 3, 5):
+        for threads in (1, 2, 3, 5, 6):
             kernels.set_num_threads(threads)
             y = kernels.gathered_conv2d(x, w, slope=0.5, bias=w[0, 0, 0], **of.geometry)
             dx = kernels.gathered_conv2d_t(y, w, input_size=of.size, **of.geometry)
@@ -292,7 +292,7 @@ def test_any_number_of_threads_shares_small_images(monkeypatch):
     before = kernels.get_num_threads()
     results = set()
     try:
-        for threads in (1, 2, 3, 5):
+        for threads in (1, 2, 3, 5, 6):
             kernels.set_num_threads(threads)
             results.add(check_winograd(guard=copied))
     finally:

@@ -42,7 +42,7 @@ class Product(Timed):
     """A product with a square (n, n) weight of which `keep` takes part along both axes."""
 
     param_names = ("product", "batch_n", "keep", "arithmetic")
-    # Among them weights far larger than the caches, and results of rows that share cache lines.
+    # Among them weights far larger than the caches, and results whose rows share cache lines.
     shapes = ("32x1024", "128x800", "512x1024", "32x4096", "512x100")
     params = (tuple(PRODUCTS), shapes, (0.5, 1.0), tuple(ARITHMETIC))
 

@@ -179,7 +179,8 @@ def run_start(p, run, spread):
 def part_of_weights(channels, vectors, least, parts, part):
     """Return which channels of the images, and which registers of columns, are one part's.
 
-    It gets no fewer than `least` channels, unless columns cannot be shared out evenly.
+    Channels are not cut into fewer than `least`, or where columns cannot be shared out evenly, than
+    a tile has rows.
 
     Returns
     -------

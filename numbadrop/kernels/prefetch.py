@@ -58,7 +58,8 @@ def ahead_of(address, axis, first, count, length, step):
 def list_requests(requests, end, ahead, parts, part):
     """List one part of the groups in `REQUESTS_BYTES` at `requests`, from `end` on.
 
-    Return the new end of the list. What has no place in it is left out.
+    Return the new end of the list. What has no place in it is left out, as is a stretch longer than
+    the list.
     """
     axis = ahead.axis
     for group in range(ahead.groups * part // parts, ahead.groups * (part + 1) // parts):

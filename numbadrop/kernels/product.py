@@ -74,8 +74,8 @@ _COPY_FROM_PANELS = 8
 _GATHER_ROWS, _COPY_ROWS = 16, 6
 """To gather a panel, or to copy it, takes as long as to multiply it by so many rows."""
 _MEETING_STEPS = 200
-"""A row whose cache line two threads write costs as much as so many vectors of multiply-adds. It is
-between a tenth of that and twice as much, as near as the two CPUs are at the time."""
+"""A row whose cache line two threads write costs as much as so many vectors of multiply-adds, or
+much less: as near as the two CPUs are at the time."""
 
 
 class Strided(NamedTuple):

@@ -136,7 +136,8 @@ def matrices_before(pieces, q):
 def list_square(table, side, address, lines, columns, line, pixel, y, x, outside):
     """List the places of a square of an image from (y, x) on; `outside` for those not there.
 
-    From the last of its rows on, `PLACES` entries may be written.
+    From the last of its rows on, `PLACES` entries may be written: squares side by side in a table
+    are listed in order.
     """
     if y >= 0 and y + side <= lines and x >= 0 and x + side <= columns:
         first = address + y * line + x * pixel

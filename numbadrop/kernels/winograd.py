@@ -264,7 +264,8 @@ def convolve_part(task, part, parts):
     no_bias = nowhere + m_row
     most_runs = pieces.down * pieces.along
     a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
-    # Of the last rows a whole table is read, too, and what lies behind them is not used.
+    # Of the last rows and squares a whole table is read, or written, and what lies behind is not
+    # used.
     table_memory = np.empty(16 + 4 + most_runs + 5 * most + PLACES, np.int64)
     sums = table_memory.ctypes.data
     targets = sums + 8 * 16
@@ -342,7 +343,7 @@ def correlate_part(task, part, parts):
     size = bytes_of(alpha)
     wide = lanes(alpha)
     all_vectors = (cols + wide - 1) // wide
-    # Where channels fill one register, less of them would take as long to transform.
+    # Where channels fill no more than one register, fewer would take as long to transform.
     least = wide if p.channels <= wide else MACHINE.tile_rows
     first_channel, channels, v_first, vectors = part_of_weights(
         p.channels, all_vectors, least, parts, part
