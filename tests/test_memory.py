@@ -82,7 +82,7 @@ def test_products():
 
 
 @pytest.mark.parametrize("shape", ["(48, 1100, 1000)", "(48, 1000, 1100)"])
-def test_products_whose_weights_are_asked_for_ahead_of_time(shape):
+def test_products_whose_weights_are_prefetched(shape):
     """They do not fit in a core's cache: what the next panel is packed from is listed."""
     sets = ("half", "most")
     answer("-c", f"from kernel_checks import *; check_many([{shape}], ('C',), sets={sets})")

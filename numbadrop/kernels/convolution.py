@@ -115,7 +115,12 @@ class _Runs(NamedTuple):
     """Numbers of the kernel's taps, row by row, in the order of the depth, shape (taps, 1)."""
 
 
-@lru_cache(maxsize=64)  # a net asks for the same ones in every step
+@lru_cache(maxsize=256)  # a net asks for the same ones in every step
+def _forward(axis: Geometry, size: int) -> Taps:
+    return axis.forward(size)
+
+
+@lru_cache(maxsize=64)  # the same
 def _runs(down: Taps, along: Taps, kernel_width: int, merge: bool) -> _Runs:
     """Return the runs of taps; those of a row that lie side by side are one run if `merge`."""
     rows = [(place - down.first, tap) for place, tap in down.places]
@@ -291,7 +296,7 @@ def gathered_conv2d(
         )
     _check_forward_frame(axes, x)
     target = _dense_pixels(out)
-    down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
+    down, along = map(_forward, axes, x.shape[1:3])
     epilogue = Epilogue(slope, scale)
     _convolve(as_dense(x), down, along, as_dense(w), False, ins, outs, target, epilogue, bias)
     if target is not out:
@@ -435,7 +440,7 @@ def conv2d_at(
     if g.size == 0:
         dense[...] = 0
     else:
-        down, along = (axis.forward(size) for axis, size in zip(axes, x.shape[1:3], strict=True))
+        down, along = map(_forward, axes, x.shape[1:3])
         runs = _runs(down, along, kernel[1], merge=False)
         words = *_patches(x, runs), address_of(g), g.shape[3], address_of(dense)
         part = correlate_part

@@ -119,6 +119,7 @@ def convolve_part(task, part, parts):
 
     requests = stack_memory(REQUESTS_BYTES)
     lone_pixels = _has_lone_pixels(p)
+
     # Loop 1: columns of B and C, as many panels at a time as the cache holds.
     for group in range(groups):
         first_panel, last_panel = share(panels, groups, group), share(panels, groups, group + 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 from numbadrop.kernels.arrays import Pair, check_pair
@@ -23,7 +22,6 @@ class Geometry(NamedTuple):
         """Return how many outputs `size` inputs have."""
         return (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
-    @lru_cache(maxsize=256)  # noqa: B019 (a tuple of numbers, of which there are few)
     def forward(self, size: int) -> Taps:
         """Return where the patches of all outputs lie among `size` inputs."""
         places = ((tap * self.dilation - self.padding, tap) for tap in range(self.kernel))

@@ -355,7 +355,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         _read_tile(alpha, edge, edge_row, high, filled, c, i0, j0)
                     list_places(a_places, a_tile, a_block.row)
                     requests_end = requests
-                    if c_far and registers > 0:
+                    if c_far and registers > 0 and t < prefetching:
                         after = i0 + high
                         ahead = ahead_of(
                             c.address + spread_start, c.rows, after, min(i_last - after, PLACES),
