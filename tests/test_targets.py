@@ -69,17 +69,22 @@ def test_products_and_cache(name, cpu, features, tmp_path):
 
 @pytest.mark.skipif(not IS_X86, reason="the names of these CPUs are those of x86-64")
 @pytest.mark.parametrize(
-    ("cpu", "features", "name"),
+    ("cpu", "machine"),
     [
-        ("bdver2", "", "plain"),  # fused multiply-add, but no AVX2 and so no permute
-        ("znver3", "", "AVX2"),
-        ("skylake-avx512", "", "AVX-512"),
+        ("bdver2", "plain False"),  # fused multiply-add, but no AVX2 and so no permute
+        ("haswell", "AVX2 True"),
+        ("znver3", "AVX2 False"),
+        ("znver4", "AVX-512 True"),
+        ("skylake-avx512", "AVX-512 True"),
     ],
 )
-def test_name_of_the_machine(cpu, features, name):
-    program = "from numbadrop.kernels.elements import MACHINE; print(MACHINE.name)"
-    env = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
-    assert answer("-c", program, env=env) == name
+def test_machine_and_its_masked_stores(cpu, machine):
+    program = """
+from numbadrop.kernels.elements import MACHINE
+print(MACHINE.name, MACHINE.masked_stores)
+"""
+    env = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""}
+    assert answer("-c", program, env=env) == machine
 
 
 def _has_avx2() -> bool:

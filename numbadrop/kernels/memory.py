@@ -18,6 +18,7 @@ from numbadrop.kernels.jit import inner
 
 __all__ = [
     "CACHE_LINE",
+    "add_elements",
     "array_data",
     "array_length",
     "array_stride",
@@ -243,6 +244,23 @@ def copy_elements(typingctx: Any, alpha: Any, target: Any, source: Any, count: A
         process_registers(
             builder, alpha, pointer(builder, target), sources, count, lambda _, values: values
         )
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(alpha, i64, i64, i64), codegen
+
+
+@intrinsic
+def add_elements(typingctx: Any, alpha: Any, target: Any, source: Any, count: Any) -> Any:
+    """Add so many elements, which do not overlap, to others, a register at a time."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, target, source, count = args
+        target, source = pointer(builder, target), pointer(builder, source)
+        process_registers(
+            builder, alpha, target, [target, source], count,
+            lambda builder, *values: builder.fadd(*values),
+        )  # fmt: skip
         return context.get_dummy_value()
 
     i64 = types.int64

@@ -17,6 +17,7 @@ from numbadrop.kernels.epilogue import Epilogue, finish_tile, is_plain, list_bia
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
+    add_elements,
     array_data,
     array_length,
     array_stride,
@@ -188,9 +189,13 @@ def _panel_ahead(alpha, b, k0, depth, j0, columns, step):
 def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
     """Bring a finished tile to its place: ``C = tile``, all columns kept, or ``C += tile``."""
     size = bytes_of(alpha)
+    side_by_side = c.cols.stride == size and c.cols.indices == 0
     for i in range(rows):
         row = c.address + offset(c.rows, i0 + i)
-        if c.cols.stride == size and not scatter:
+        if side_by_side and scatter:
+            add_elements(alpha, row + j0 * size, tile + i * pitch, columns)
+            continue
+        if side_by_side:
             copy_elements(alpha, row + j0 * size, tile + i * pitch, columns)
             continue
         for j in range(columns):
@@ -321,9 +326,12 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
                 # Where the columns of C are dense, a tile is added to it a register at a time, from
                 # the beginning of a register on, if rows begin there.
-                registers, spread_start = 0, offset(c.cols, j0)
-                if scatter and c.cols.stride == size:
-                    lead = (c.address + spread_start) % MACHINE.vector_bytes // size
+                c_start = offset(c.cols, j0)
+                registers, spread_start, c_length = 0, c_start, 0
+                if c_far and c.cols.stride == size:
+                    c_length = offset(c.cols, j0 + filled - 1) - c_start + size
+                if scatter and c.cols.stride == size and MACHINE.masked_stores:
+                    lead = (c.address + c_start) % MACHINE.vector_bytes // size
                     span = lead + unit(c.cols, j0 + filled - 1) - unit(c.cols, j0) + 1
                     spread_start -= lead * size
                     if span <= MOST_UNITS * wide:
@@ -355,11 +363,11 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         _read_tile(alpha, edge, edge_row, high, filled, c, i0, j0)
                     list_places(a_places, a_tile, a_block.row)
                     requests_end = requests
-                    if c_far and registers > 0 and t < prefetching:
+                    if c_length > 0 and t < prefetching:
                         after = i0 + high
                         ahead = ahead_of(
-                            c.address + spread_start, c.rows, after, min(i_last - after, PLACES),
-                            registers * MACHINE.vector_bytes, step,
+                            c.address + c_start, c.rows,
+                            after, min(i_last - after, PLACES), c_length, step,
                         )  # fmt: skip
                         requests_end = list_requests(requests, requests_end, ahead, 1, 0)
                     if next_columns > 0 and t < prefetching:

@@ -3,7 +3,9 @@
 A step touches the rows and columns that were active and leaves every other weight and slot
 bit-identical. The gradient of a row is spread to full width beside a mask, and the rule runs down
 the whole row under that mask: such a loop the compiler turns into vector code, and at any keep
-probability in use nearly every cache line of an active row holds an active weight anyway.
+probability in use nearly every cache line of an active row holds an active weight anyway. Where
+masked stores are slow it runs down a copy of the row, of which the active weights are written back
+one by one: whole registers would overwrite what another thread may have made of the others.
 """
 
 from __future__ import annotations
@@ -35,10 +37,12 @@ from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     as_pointer,
+    copy_bytes,
     first_of,
     keep_alive,
     load,
     load_index,
+    store,
     words_behind,
 )
 from numbadrop.kernels.product import share
@@ -62,6 +66,7 @@ __all__ = [
     "update_blocks",
 ]
 
+_MOST_SLOTS = 2
 _SERIAL_BELOW = 20_000
 """Weights that one thread updates about as fast as a region of several starts."""
 
@@ -100,7 +105,7 @@ def element_rule(hyper: type, slots: int) -> Callable[[Function], Function]:
     ValueError
         If `slots` is none of these, or the class has another rule already.
     """
-    if slots not in (0, 1, 2):
+    if slots not in range(_MOST_SLOTS + 1):
         raise ValueError(f"slots must be 0, 1 or 2, got {slots}")
 
     def register(function: Function) -> Function:
@@ -167,6 +172,12 @@ def _update_part(task, part, parts):
 
 
 @inner
+def _first_row(value, slots, slot_stride, number):
+    """Return where array `number` of the weights, which is the first one, and slots begins."""
+    return value if number == 0 else slots + (number - 1) * slot_stride
+
+
+@inner
 def _update_rows(task, part, parts):
     rule = first_of(task)
     element = rule[0]
@@ -201,6 +212,9 @@ def _update_rows(task, part, parts):
     g = carray(as_pointer(element, spread), span)
     table_memory = np.empty(windows_bytes(registers), np.uint8)
     table = windows(table_memory.ctypes.data, registers)
+    copy_row = registers * MACHINE.vector_bytes
+    copy_memory = np.empty((1 + _MOST_SLOTS) * copy_row, np.uint8)
+    copy = np.int64(copy_memory.ctypes.data)
     if col_count >= wide:
         find_spread(element, cols, 0, col_count, col_count, 0, table)
     for i in range(first, last):
@@ -211,11 +225,25 @@ def _update_rows(task, part, parts):
             for j in range(col_count):
                 g[unit(cols, j) - base] = load(element, source + j * bytes_of(element))
         at = unit(rows, i) * rows.stride + base * bytes_of(element)
-        w = carray(as_pointer(element, value + at), span)
-        s = _slot_rows(rule, element, slots + at, slot_stride, span)
+        w_row, s_row, s_stride = value + at, slots + at, slot_stride
+        if not MACHINE.masked_stores:
+            w_row, s_row, s_stride = copy, copy + copy_row, copy_row
+        w = carray(as_pointer(element, w_row), span)
+        s = _slot_rows(rule, element, s_row, s_stride, span)
+        if not MACHINE.masked_stores:
+            for n in range(1 + len(s)):
+                row = _first_row(value, slots, slot_stride, n) + at
+                copy_bytes(copy + n * copy_row, row, span * bytes_of(element))
         for j in range(span):
-            if active[j]:
+            if active[j] or not MACHINE.masked_stores:
                 _update_element(rule, w, s, j, g[j])
+        if not MACHINE.masked_stores:
+            for n in range(1 + len(s)):
+                row = _first_row(value, slots, slot_stride, n) + at
+                for k in range(col_count):
+                    behind = (unit(cols, k) - base) * bytes_of(element)
+                    store(row + behind, load(element, copy + n * copy_row + behind))
+    keep_alive(copy_memory)
     keep_alive(spread_memory)
     keep_alive(table_memory)
 
