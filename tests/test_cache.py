@@ -62,7 +62,7 @@ EDITS = [
         "[2.0, 0.0, 2.0]",
     ),
     (
-        "kernels/product.py",
+        "kernels/shares.py",
         lambda text: f"{text}\n\n@inner\ndef share(total, parts, number):\n    return 0\n",
         "[0.0, 0.0, 0.0]",
     ),

@@ -13,6 +13,7 @@ from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
+    align,
     first_of,
     keep_alive,
     load_index,
@@ -34,7 +35,7 @@ from numbadrop.kernels.patches import (
 )
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, shift_places
 from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
-from numbadrop.kernels.product import align, begin_of, full_parts, share, split
+from numbadrop.kernels.shares import begin_of, full_parts, share, split
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import Axis
 

@@ -21,7 +21,7 @@ from numbadrop.kernels.arrays import (
 from numbadrop.kernels.device import cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_behind
-from numbadrop.kernels.product import share
+from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
 
 __all__ = ["rectifier_gradient", "take_columns"]

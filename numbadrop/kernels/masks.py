@@ -18,7 +18,7 @@ from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import first_of, load_index, store, words_behind
 from numbadrop.kernels.philox import philox
-from numbadrop.kernels.product import share
+from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
 
 __all__ = ["dropout_mask"]

@@ -19,6 +19,7 @@ from numbadrop.kernels.jit import inner
 __all__ = [
     "CACHE_LINE",
     "add_elements",
+    "align",
     "array_data",
     "array_length",
     "array_stride",
@@ -313,6 +314,12 @@ def words_behind(typingctx: Any, task: Any) -> Any:
         return builder.add(builder.ptrtoint(args[0], word), word(aligned))
 
     return types.int64(task), codegen
+
+
+@inner
+def align(address, step):
+    """Return the first multiple of `step` that is not below `address`."""
+    return (address + step - 1) // step * step
 
 
 @inner

@@ -17,7 +17,7 @@ from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import clear_bytes, copy_bytes, load_index, store
 from numbadrop.kernels.packing import Matrix
 from numbadrop.kernels.places import list_rows
-from numbadrop.kernels.product import share
+from numbadrop.kernels.shares import share
 from numbadrop.kernels.windows import Axis
 
 __all__ = [

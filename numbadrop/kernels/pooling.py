@@ -32,7 +32,7 @@ from numbadrop.kernels.memory import (
     load_index,
     words_behind,
 )
-from numbadrop.kernels.product import share
+from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
 
 __all__ = [

@@ -18,6 +18,7 @@ from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
     add_elements,
+    align,
     array_data,
     array_length,
     array_stride,
@@ -35,6 +36,7 @@ from numbadrop.kernels.memory import (
 from numbadrop.kernels.packing import MOST_UNITS, WORKSPACE_BYTES, Matrix, pack, workspace
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places
 from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
+from numbadrop.kernels.shares import Split, begin_of, full_parts, share, split
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import (
     Axis,
@@ -45,17 +47,7 @@ from numbadrop.kernels.windows import (
     unit,
 )
 
-__all__ = [
-    "Product",
-    "Strided",
-    "align",
-    "begin_of",
-    "full_parts",
-    "multiply",
-    "multiply_part",
-    "share",
-    "split",
-]
+__all__ = ["Product", "Strided", "multiply", "multiply_part"]
 
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
 _TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
@@ -104,67 +96,129 @@ class Product(NamedTuple):
     c: Matrix
 
 
+class _Cut(NamedTuple):
+    """How the loops cut the rows, the depth and the columns of a product up."""
+
+    groups: int
+    """Of rows of A and C."""
+    blocks: int
+    """Of the depth; one of no depth makes zeros."""
+    block: int
+    """The greatest depth of a block."""
+    panels: int
+    panel_split: Split
+    """Of registers of columns, to panels."""
+
+
 @inner
-def align(address, step):
-    """Return the first multiple of `step` that is not below `address`."""
-    return (address + step - 1) // step * step
+def _cut(alpha, rows, depth, columns):
+    blocks = max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK)
+    block = (depth + blocks - 1) // blocks
+    groups = max(1, (rows * block * bytes_of(alpha) + _GROUP_BYTES - 1) // _GROUP_BYTES)
+    vectors = (columns + lanes(alpha) - 1) // lanes(alpha)
+    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
+    return _Cut(groups, blocks, block, panels, split(vectors, panels))
 
 
-class Split(NamedTuple):
-    """How things are shared out into parts, as equal as can be.
+class _Group(NamedTuple):
+    """A group of rows of A and C."""
 
-    A division takes tens of cycles: it stands outside of a tile's loop.
+    first: int
+    number: int
+    tiles: int
+    tile_split: Split
+
+
+@inner
+def _group(cut, i_first, i_last, group):
+    first = i_first + share(i_last - i_first, cut.groups, group)
+    number = i_first + share(i_last - i_first, cut.groups, group + 1) - first
+    tiles = (number + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+    return _Group(first, number, tiles, split(number, tiles))
+
+
+class _Piece(NamedTuple):
+    """What a panel is packed from, of B: depth from `k0` on, and columns from `j0` on."""
+
+    k0: int
+    depth: int
+    j0: int
+    columns: int
+    vectors: int
+    """Of columns, the last of which may be in part."""
+
+
+@inner
+def _piece(alpha, cut, depth, j_first, j_last, block, panel):
+    """Return the piece of a panel; behind a block's last one comes the first of the next block.
+
+    Behind all of them there are pieces without columns.
     """
-
-    least: int
-    longer: int
-    """So many parts, the first ones, have one more."""
-
-
-@inner
-def split(total, parts):
-    """Return how `total` things are shared out."""
-    return Split(total // parts, total % parts)
-
-
-@inner
-def begin_of(parts, number):
-    """Return where a part begins, by its number."""
-    return number * parts.least + min(number, parts.longer)
+    if panel == cut.panels:
+        block, panel = block + 1, 0
+    if block == cut.blocks:
+        return _Piece(depth, 0, j_last, 0, 0)
+    k0 = share(depth, cut.blocks, block)
+    v0, v1 = begin_of(cut.panel_split, panel), begin_of(cut.panel_split, panel + 1)
+    j0 = j_first + v0 * lanes(alpha)
+    columns = min(j_first + v1 * lanes(alpha), j_last) - j0
+    return _Piece(k0, share(depth, cut.blocks, block + 1) - k0, j0, columns, v1 - v0)
 
 
-@inner
-def full_parts(parts, number):
-    """Return how many of so many parts, the first ones, are tiles of the greatest height."""
-    if parts.least == MACHINE.tile_rows:
-        return number
-    return parts.longer if parts.least + 1 == MACHINE.tile_rows else 0
+class _Near(NamedTuple):
+    """Where the tiles of a group read a block of A: where it lies, or in a copy."""
 
-
-@inner
-def share(total, parts, number):
-    """Return where part `number` of `total` things begins."""
-    return begin_of(split(total, parts), number)
+    copied: bool
+    """As rows of the group."""
+    packed: bool
+    """As strips, each as high as a tile and dense across."""
+    pitch: int
+    """From one row of the copy, or one step of a strip's depth, to the next."""
+    strip: int
+    """From one strip to the next."""
+    size: int
+    """Of the copy of a group's block."""
 
 
 @inner
-def _copy_rows(target, pitch, a, rows, row_bytes):
-    """Bring rows of A, dense along the depth, together."""
-    for i in range(rows):
-        copy_bytes(target + i * pitch, a.address + i * a.row, row_bytes)
-
-
-@inner
-def _read_tile(alpha, tile, pitch, rows, columns, c, i0, j0):
-    """Fetch from C, all of its columns, the sums of a tile that has been begun."""
+def _near(alpha, cut, a, rows):
     size = bytes_of(alpha)
-    for i in range(rows):
-        row = c.address + offset(c.rows, i0 + i)
-        if c.cols.stride == size:
-            copy_elements(alpha, tile + i * pitch, row + j0 * size, columns)
-            continue
-        for j in range(columns):
-            store(tile + i * pitch + j * size, load(alpha, row + (j0 + j) * c.cols.stride))
+    most_rows = rows // cut.groups + 1 + MACHINE.tile_rows
+    # Where the depth of A lies across memory, every element of a tile's column would come from a
+    # cache line of its own, again for each panel.
+    if a.depth != size and a.row == size and cut.panels > 1:
+        # What a register holds too much the next row overwrites, unless a row takes several.
+        pitch = MACHINE.tile_rows * size
+        if pitch > MACHINE.vector_bytes:
+            pitch = align(pitch, MACHINE.vector_bytes)
+        strip = cut.block * pitch
+        strips = most_rows // MACHINE.tile_rows + 1
+        return _Near(False, True, pitch, strip, strips * strip + MACHINE.vector_bytes)
+    # Rows that are far apart share few sets of a cache, and would push each other out of it.
+    many = rows * cut.block * size >= _COPY_FROM_BYTES and cut.panels >= _COPY_FROM_PANELS
+    if a.depth == size and many:
+        pitch = cut.block * size + CACHE_LINE
+        return _Near(True, False, pitch, 0, most_rows * pitch)
+    return _Near(False, False, 0, 0, 0)
+
+
+@inner
+def _bring_near(alpha, near, copy, product, rows, k0, depth, work):
+    """Copy, if need be, depth [k0, k0 + depth) of a group's rows; return how they are read now."""
+    a, size = product.a, bytes_of(alpha)
+    lies = Strided(a.address + rows.first * a.row + k0 * a.depth, a.row, a.depth)
+    if near.copied:
+        for i in range(rows.number):
+            copy_bytes(copy + i * near.pitch, lies.address + i * lies.row, depth * size)
+        return Strided(copy, near.pitch, size)
+    if near.packed:
+        across = Matrix(a.address, Axis(a.depth, product.depth, 0), Axis(size, product.rows, 0))
+        for t in range(rows.tiles):
+            r0, r1 = begin_of(rows.tile_split, t), begin_of(rows.tile_split, t + 1)
+            strip = copy + t * near.strip
+            pack(alpha, strip, near.pitch, across, k0, depth, rows.first + r0, r1 - r0, work)
+        return Strided(copy, size, near.pitch)
+    return lies
 
 
 @inner
@@ -174,32 +228,81 @@ def _bytes_of_all(alpha, matrix):
 
 
 @inner
-def _panel_ahead(alpha, b, k0, depth, j0, columns, step):
+def _panel_ahead(alpha, b, piece, step):
     """Return what a panel will be packed from."""
     size = bytes_of(alpha)
-    row, col = offset(b.rows, k0), offset(b.cols, j0)
+    row, col = offset(b.rows, piece.k0), offset(b.cols, piece.j0)
     if b.cols.stride == size:
-        length = offset(b.cols, j0 + columns - 1) - col + size
-        return ahead_of(b.address + col, b.rows, k0, depth, length, step)
-    length = offset(b.rows, k0 + depth - 1) - row + size
-    return ahead_of(b.address + row, b.cols, j0, columns, length, step)
+        length = offset(b.cols, piece.j0 + piece.columns - 1) - col + size
+        return ahead_of(b.address + col, b.rows, piece.k0, piece.depth, length, step)
+    length = offset(b.rows, piece.k0 + piece.depth - 1) - row + size
+    return ahead_of(b.address + row, b.cols, piece.j0, piece.columns, length, step)
 
 
 @inner
-def _write_tile(alpha, tile, pitch, rows, columns, c, i0, j0, scatter):
+def _sums_ahead(alpha, c, i0, rows, piece, step):
+    """Return the rows from `i0` on, few of them, that a panel's tiles will be added to."""
+    col = offset(c.cols, piece.j0)
+    length = offset(c.cols, piece.j0 + piece.columns - 1) - col + bytes_of(alpha)
+    return ahead_of(c.address + col, c.rows, i0, min(rows, PLACES), length, step)
+
+
+class _Spread(NamedTuple):
+    """How the columns of a panel are added to C, where they are dense, a register at a time."""
+
+    start: int
+    """From a row of C to the first register."""
+    registers: int
+    """None where tiles are added element by element."""
+
+
+@inner
+def _find_spread(alpha, c, piece, work):
+    """Return registers that begin where those of memory do, if rows begin there."""
+    size, wide = bytes_of(alpha), lanes(alpha)
+    start = offset(c.cols, piece.j0)
+    if not MACHINE.masked_stores or c.cols.stride != size:
+        return _Spread(start, 0)
+    end = piece.j0 + piece.columns
+    lead = (c.address + start) % MACHINE.vector_bytes // size
+    span = lead + unit(c.cols, end - 1) - unit(c.cols, piece.j0) + 1
+    if span > MOST_UNITS * wide:
+        return _Spread(start, 0)
+    filled = piece.vectors * wide
+    return _Spread(
+        start - lead * size, find_spread(alpha, c.cols, piece.j0, end, filled, lead, work.table)
+    )
+
+
+@inner
+def _read_tile(alpha, tile, rows, columns, c, i0, j0):
+    """Fetch from C, all of its columns, the sums of a tile that has been begun."""
+    size = bytes_of(alpha)
+    for i in range(rows):
+        row = c.address + offset(c.rows, i0 + i)
+        if c.cols.stride == size:
+            copy_elements(alpha, tile + i * _ROW_BYTES, row + j0 * size, columns)
+            continue
+        for j in range(columns):
+            store(tile + i * _ROW_BYTES + j * size, load(alpha, row + (j0 + j) * c.cols.stride))
+
+
+@inner
+def _write_tile(alpha, tile, rows, columns, c, i0, j0, scatter):
     """Bring a finished tile to its place: ``C = tile``, all columns kept, or ``C += tile``."""
     size = bytes_of(alpha)
     side_by_side = c.cols.stride == size and c.cols.indices == 0
     for i in range(rows):
+        source = tile + i * _ROW_BYTES
         row = c.address + offset(c.rows, i0 + i)
         if side_by_side and scatter:
-            add_elements(alpha, row + j0 * size, tile + i * pitch, columns)
+            add_elements(alpha, row + j0 * size, source, columns)
             continue
         if side_by_side:
-            copy_elements(alpha, row + j0 * size, tile + i * pitch, columns)
+            copy_elements(alpha, row + j0 * size, source, columns)
             continue
         for j in range(columns):
-            value = load(alpha, tile + i * pitch + j * size)
+            value = load(alpha, source + j * size)
             target = row + offset(c.cols, j0 + j)
             if scatter:
                 value = load(alpha, target) + value
@@ -212,181 +315,105 @@ def multiply(product, i_first, i_last, j_first, j_last):
 
     `j_first` is a multiple of the lanes.
     """
-    # Counted in bytes: `size`, strides, and all that ends in _row, _step or _bytes. In registers:
-    # `vectors`, `v0`, `thick`. In elements: the rest.
-    epilogue, depth, scatter, a, b, c = (
-        product.epilogue, product.depth, product.scatter, product.a, product.b, product.c
+    epilogue, scatter, a, b, c = (
+        product.epilogue, product.scatter, product.a, product.b, product.c
     )  # fmt: skip
     alpha = epilogue.scale
-    finish = not is_plain(epilogue, product.bias)
-    size = bytes_of(alpha)
-    wide = lanes(alpha)
-    columns = j_last - j_first
-    rows = i_last - i_first
-    if columns <= 0 or rows <= 0:
+    size, wide = bytes_of(alpha), lanes(alpha)
+    if i_last <= i_first or j_last <= j_first:
         return
-    # One block of no depth makes zeros.
-    blocks = max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK)
-    block = (depth + blocks - 1) // blocks
-    width = MACHINE.tile_vectors * wide
-    work = workspace(stack_memory(WORKSPACE_BYTES))
+    cut = _cut(alpha, i_last - i_first, product.depth, j_last - j_first)
+    near = _near(alpha, cut, a, i_last - i_first)
+    finish = not is_plain(epilogue, product.bias)
     # A tile goes to a dense C directly; else it passes through `edge`. So does one that is finished
     # at once: its way from there writes C once, of which two threads may share a cache line.
     direct = not scatter and c.cols.stride == size and c.cols.indices == 0 and c.rows.indices == 0
-    edge = stack_memory(_TILE_BYTES)
-    edge_row = width * size
-    # Where the rows of a tile begin, in A, in C and in `edge`, and where its sums are made; and the
-    # start of the one run of the depth.
-    a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
-    edge_places = stack_memory(PLACES_BYTES)
-    list_places(edge_places, edge, edge_row)
-    sums = c_places if direct and (blocks > 1 or not finish) else edge_places
-    requests = stack_memory(REQUESTS_BYTES)
-    one_run = stack_memory(8)
-    store(one_run, 0)
-    bias = stack_memory(_ROW_BYTES)
-    clear_bytes(bias, _ROW_BYTES)
-
-    vectors = (columns + wide - 1) // wide
-    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
-    panel_split = split(vectors, panels)
-    groups = max(1, (rows * block * size + _GROUP_BYTES - 1) // _GROUP_BYTES)
-    # Where the depth of A lies across memory, every element of a tile's column would come from a
-    # cache line of its own, again for each panel: strips as high as a tile are packed instead.
-    packed = a.depth != size and a.row == size and panels > 1
     # A panel that one tile meets is a copy for nothing, unless units have to be brought together.
     used_once = (
-        rows <= MACHINE.tile_rows
+        i_last - i_first <= MACHINE.tile_rows
         and b.cols.stride == size
         and b.cols.indices == 0
         and b.rows.indices == 0
     )
     # What lies near, or will not be packed, is not prefetched.
     b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once
-    c_far = scatter and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
-    # What a register holds too much the next row overwrites, unless a row takes several registers.
-    strip_row = MACHINE.tile_rows * size
-    if strip_row > MACHINE.vector_bytes:
-        strip_row = align(strip_row, MACHINE.vector_bytes)
-    # Rows that are far apart share few sets of a cache, and would push each other out of it.
-    copied = (
-        a.depth == size and rows * block * size >= _COPY_FROM_BYTES and panels >= _COPY_FROM_PANELS
-    )
-    copy_row = block * size + CACHE_LINE
-    most_rows = rows // groups + 1 + MACHINE.tile_rows
-    a_copy_bytes = most_rows * copy_row if copied else 0
-    if packed:
-        strips = most_rows // MACHINE.tile_rows + 1
-        a_copy_bytes = strips * block * strip_row + MACHINE.vector_bytes
+    c_far = scatter and c.cols.stride == size and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
+
+    work = workspace(stack_memory(WORKSPACE_BYTES))
+    requests = stack_memory(REQUESTS_BYTES)
+    edge, bias = stack_memory(_TILE_BYTES), stack_memory(_ROW_BYTES)
+    clear_bytes(bias, _ROW_BYTES)
+    # Where the rows of a tile begin, in A, in C and in `edge`, and where its sums are made; and the
+    # start of the one run of the depth.
+    a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
+    edge_places = stack_memory(PLACES_BYTES)
+    list_places(edge_places, edge, _ROW_BYTES)
+    sums = c_places if direct and (cut.blocks > 1 or not finish) else edge_places
+    one_run = stack_memory(8)
+    store(one_run, 0)
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
-    panel_bytes = align((block + wide) * width * size, CACHE_LINE)
-    memory = np.empty(CACHE_LINE + panel_bytes + a_copy_bytes, np.uint8)
+    panel_bytes = align((cut.block + wide) * _ROW_BYTES, CACHE_LINE)
+    memory = np.empty(CACHE_LINE + panel_bytes + near.size, np.uint8)
     panel = align(memory.ctypes.data, CACHE_LINE)
-    a_copy = panel + panel_bytes
 
     # Loop 1: rows of A and C, a group at a time.
-    for group in range(groups):
-        i_group = i_first + share(rows, groups, group)
-        group_rows = i_first + share(rows, groups, group + 1) - i_group
-        tiles = (group_rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
-        tile_split = split(group_rows, tiles)
-        prefetching = full_parts(tile_split, tiles)
+    for group in range(cut.groups):
+        rows = _group(cut, i_first, i_last, group)
+        prefetching = full_parts(rows.tile_split, rows.tiles)
         # Loop 2: depth of A and B, a block at a time.
-        for n in range(blocks):
-            k0 = share(depth, blocks, n)
-            deep = share(depth, blocks, n + 1) - k0
-            begun = n > 0 and not scatter
-            last = n == blocks - 1
-            a_block = Strided(a.address + i_group * a.row + k0 * a.depth, a.row, a.depth)
-            tile_step = 0
-            if copied:
-                _copy_rows(a_copy, copy_row, a_block, group_rows, deep * size)
-                a_block = Strided(a_copy, copy_row, size)
-            elif packed:
-                tile_step = block * strip_row
-                across = Matrix(a.address, Axis(a.depth, depth, 0), Axis(size, product.rows, 0))
-                for t in range(tiles):
-                    r0, r1 = begin_of(tile_split, t), begin_of(tile_split, t + 1)
-                    strip = a_copy + t * tile_step
-                    pack(alpha, strip, strip_row, across, k0, deep, i_group + r0, r1 - r0, work)
-                a_block = Strided(a_copy, size, strip_row)
+        for n in range(cut.blocks):
+            begun, last = n > 0 and not scatter, n == cut.blocks - 1
+            k0, k1 = share(product.depth, cut.blocks, n), share(product.depth, cut.blocks, n + 1)
+            a_rows = _bring_near(alpha, near, panel + panel_bytes, product, rows, k0, k1 - k0, work)
             # Loop 3: columns of B and C, a panel at a time.
-            for p in range(panels):
-                v0 = begin_of(panel_split, p)
-                thick = begin_of(panel_split, p + 1) - v0
-                panel_row = thick * wide * size
-                j0 = j_first + v0 * wide
-                filled = min(thick * wide, j_last - j0)
+            for p in range(cut.panels):
+                piece = _piece(alpha, cut, product.depth, j_first, j_last, n, p)
+                following = _piece(alpha, cut, product.depth, j_first, j_last, n, p + 1)
+                j0, columns = piece.j0, piece.columns
                 if product.bias != 0:
-                    list_bias(alpha, bias, product.bias, b.cols, j0, filled)
-                b_tile, b_row = panel, panel_row
-                if used_once and filled == thick * wide:
-                    b_tile, b_row = b.address + k0 * b.rows.stride + j0 * size, b.rows.stride
+                    list_bias(alpha, bias, product.bias, b.cols, j0, columns)
+                b_panel, b_row = panel, piece.vectors * MACHINE.vector_bytes
+                if used_once and columns == piece.vectors * wide:
+                    b_panel, b_row = b.address + k0 * b.rows.stride + j0 * size, b.rows.stride
                 else:
-                    pack(alpha, panel, panel_row, b, k0, deep, j0, filled, work)
-                # Where the columns of C are dense, a tile is added to it a register at a time, from
-                # the beginning of a register on, if rows begin there.
-                c_start = offset(c.cols, j0)
-                registers, spread_start, c_length = 0, c_start, 0
-                if c_far and c.cols.stride == size:
-                    c_length = offset(c.cols, j0 + filled - 1) - c_start + size
-                if scatter and c.cols.stride == size and MACHINE.masked_stores:
-                    lead = (c.address + c_start) % MACHINE.vector_bytes // size
-                    span = lead + unit(c.cols, j0 + filled - 1) - unit(c.cols, j0) + 1
-                    spread_start -= lead * size
-                    if span <= MOST_UNITS * wide:
-                        registers = find_spread(
-                            alpha, c.cols, j0, j0 + filled, thick * wide, lead, work.table
-                        )
-                # What the panel after this one will be packed from, if it is prefetched.
-                step = request_bytes(thick)
-                next_p, next_k, next_deep, next_columns = p + 1, k0, deep, 0
-                if next_p == panels and not last:
-                    next_p, next_k = 0, k0 + deep
-                    next_deep = share(depth, blocks, n + 2) - next_k
-                next_j = j_first + begin_of(panel_split, next_p) * wide
-                if b_far and next_p < panels:
-                    next_end = j_first + begin_of(panel_split, next_p + 1) * wide
-                    next_columns = min(next_end, j_last) - next_j
+                    pack(alpha, panel, b_row, b, k0, piece.depth, j0, columns, work)
+                spread = _find_spread(alpha, c, piece, work) if scatter else _Spread(0, 0)
+                step = request_bytes(piece.vectors)
                 # Loop 4: rows of A and C, a register tile at a time.
-                for t in range(tiles):
-                    r0 = begin_of(tile_split, t)
-                    high = begin_of(tile_split, t + 1) - r0
-                    i0 = i_group + r0
-                    a_tile = a_block.address + (t * tile_step if packed else r0 * a_block.row)
+                for t in range(rows.tiles):
+                    r0 = begin_of(rows.tile_split, t)
+                    high = begin_of(rows.tile_split, t + 1) - r0
+                    i0 = rows.first + r0
+                    behind = t * near.strip if near.packed else r0 * a_rows.row
+                    list_places(a_places, a_rows.address + behind, a_rows.row)
                     if direct:
                         c_tile = c.address + i0 * c.rows.stride + j0 * size
                         list_places(c_places, c_tile, c.rows.stride)
-                    elif registers > 0:
+                    elif spread.registers > 0:
                         note_sources(work.table, c.address, c.rows, i0, high)
                     elif begun:
-                        _read_tile(alpha, edge, edge_row, high, filled, c, i0, j0)
-                    list_places(a_places, a_tile, a_block.row)
-                    requests_end = requests
-                    if c_length > 0 and t < prefetching:
-                        after = i0 + high
-                        ahead = ahead_of(
-                            c.address + c_start, c.rows,
-                            after, min(i_last - after, PLACES), c_length, step,
-                        )  # fmt: skip
-                        requests_end = list_requests(requests, requests_end, ahead, 1, 0)
-                    if next_columns > 0 and t < prefetching:
-                        ahead = _panel_ahead(
-                            alpha, b, next_k, next_deep, next_j, next_columns, step
-                        )
-                        requests_end = list_requests(requests, requests_end, ahead, prefetching, t)
+                        _read_tile(alpha, edge, high, columns, c, i0, j0)
+                    end = requests
+                    if c_far and t < prefetching:
+                        ahead = _sums_ahead(alpha, c, i0 + high, i_last - i0 - high, piece, step)
+                        end = list_requests(requests, end, ahead, 1, 0)
+                    if b_far and t < prefetching and following.columns > 0:
+                        ahead = _panel_ahead(alpha, b, following, step)
+                        end = list_requests(requests, end, ahead, prefetching, t)
                     register_tile(
-                        alpha, high, filled, 1, one_run, deep,
-                        a_places, a_block.depth, b_tile, b_row, sums,
-                        requests, requests_end, begun,
+                        alpha, high, columns, 1, one_run, piece.depth, a_places, a_rows.depth,
+                        b_panel, b_row, sums, requests, end, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
                         results = c_places if direct else edge_places
-                        finish_tile(epilogue, results, sums, high, filled, bias)
-                    if registers > 0:
-                        add_spread(alpha, spread_start, high, edge, edge_row, registers, work.table)
+                        finish_tile(epilogue, results, sums, high, columns, bias)
+                    if spread.registers > 0:
+                        add_spread(
+                            alpha, spread.start, high, edge, _ROW_BYTES, spread.registers,
+                            work.table,
+                        )  # fmt: skip
                     elif not direct:
-                        _write_tile(alpha, edge, edge_row, high, filled, c, i0, j0, scatter)
+                        _write_tile(alpha, edge, high, columns, c, i0, j0, scatter)
     keep_alive(memory)
 
 

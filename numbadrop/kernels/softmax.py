@@ -13,7 +13,7 @@ from numbadrop.address import address_of
 from numbadrop.kernels.arrays import Array, check_alike, check_matrix, check_real
 from numbadrop.kernels.device import as_array, cuda, is_host, to_device
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, store, words_behind
-from numbadrop.kernels.product import share
+from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
 
 __all__ = ["cross_entropy", "cross_entropy_gradient"]

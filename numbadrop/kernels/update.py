@@ -45,7 +45,7 @@ from numbadrop.kernels.memory import (
     store,
     words_behind,
 )
-from numbadrop.kernels.product import share
+from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
 from numbadrop.kernels.windows import (
     Axis,

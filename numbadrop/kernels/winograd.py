@@ -25,6 +25,7 @@ from numbadrop.kernels.geometry import Taps
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
+    align,
     first_of,
     keep_alive,
     load_index,
@@ -40,8 +41,8 @@ from numbadrop.kernels.patches import (
     read_patches,
 )
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, list_rows, shift_places
-from numbadrop.kernels.product import align, begin_of, share, split
 from numbadrop.kernels.sandwich import sandwich
+from numbadrop.kernels.shares import begin_of, share, split
 from numbadrop.kernels.squares import (
     SQUARE_BYTES,
     first_pixel_square,
