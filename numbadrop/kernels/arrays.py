@@ -216,17 +216,22 @@ def check_apart(name: str, array: Array, **others: Array) -> None:
 
 
 def check_out(
-    out: Array, shape: tuple[int, ...] | None, dtype: np.dtype[Any], **inputs: Array
-) -> None:
+    out: Array, shape: tuple[int, ...] | None, dtype: np.dtype[Any],
+    names: tuple[str, ...], *inputs: Array,
+) -> None:  # fmt: skip
     """Refuse an `out` that cannot be written, does not fit, or overlaps an input or itself.
 
-    With None as `shape`, any two dimensions fit.
+    With None as `shape`, any two dimensions fit. `names` are those of the inputs.
     """
     # What is most often so comes first: an array of its own, as are all inputs.
-    if type(out) is np.ndarray and out.shape == shape and out.dtype is dtype:
+    if (
+        type(out) is np.ndarray
+        and out.dtype is dtype
+        and (out.ndim == 2 if shape is None else out.shape == shape)
+    ):
         flags = out.flags
         if flags.carray and flags.owndata:
-            for array in inputs.values():
+            for array in inputs:
                 if type(array) is not np.ndarray or array is out or not array.flags.owndata:
                     break
             else:
@@ -236,20 +241,21 @@ def check_out(
         raise ValueError(f"out must be two-dimensional, got shape {out.shape}")
     if shape is not None and out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
-    for name, array in inputs.items():
+    named = dict(zip(names, inputs, strict=True))
+    for name, array in named.items():
         if type(array) is not type(out):  # spares the call
             check_same_memory("out", out, name, array)
     if out.dtype is not dtype and out.dtype != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
     if not is_host(out):
-        check_apart("out", out, **inputs)
+        check_apart("out", out, **named)
         return
     flags = out.flags
     if not flags.writeable:
         raise ValueError("out is read-only")
     if not flags.aligned:
         raise ValueError("out is not aligned to its element size")
-    check_apart("out", out, **inputs)
+    check_apart("out", out, **named)
     if not flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"out overlaps itself, its strides are {out.strides}")
 

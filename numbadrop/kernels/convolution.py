@@ -289,7 +289,7 @@ def gathered_conv2d(
     if out is None:
         out = empty(shape, w)
     else:
-        check_out(out, shape, w.dtype, **inputs)
+        check_out(out, shape, w.dtype, tuple(inputs), *inputs.values())
     if not is_host(w):
         return cuda().gathered_conv2d(
             x, w, ins, outs, axes=axes, bias=bias, slope=slope, scale=scale, out=out
@@ -359,7 +359,7 @@ def gathered_conv2d_t(
     if out is None:
         out = empty(shape, w)
     else:
-        check_out(out, shape, w.dtype, g=g, w=w)
+        check_out(out, shape, w.dtype, ("g", "w"), g, w)
     if not is_host(w):
         return cuda().gathered_conv2d_t(g, w, ins, outs, axes=axes, out=out)
     phases = list(product(axes[0].backward(size[0]), axes[1].backward(size[1])))
@@ -431,7 +431,7 @@ def conv2d_at(
     if out is None:
         out = empty(shape, x)
     else:
-        check_out(out, shape, x.dtype, x=x, g=g)
+        check_out(out, shape, x.dtype, ("x", "g"), x, g)
     if not is_host(x):
         return cuda().conv2d_at(x, g, axes=axes, out=out)
     _check_forward_frame(axes, x)
@@ -516,7 +516,7 @@ def scatter_conv2d(
         raise ValueError(
             f"out must have shape (kernel height, kernel width, in, out), got {out.shape}"
         )
-    check_out(out, out.shape, x.dtype, x=x, g=g)
+    check_out(out, out.shape, x.dtype, ("x", "g"), x, g)
     if is_host(out) and not out.flags.c_contiguous:
         raise ValueError(f"out must be C-contiguous, its strides are {out.strides}")
     alpha = check_real("alpha", alpha, x.dtype)

@@ -64,7 +64,7 @@ def _multiply(
     swapped strides.
     """
     rows, depth = a.shape
-    cols = count_units(b_cols, b.shape[1])
+    cols = b.shape[1] if scatter else c.shape[1]
     run_task(
         multiply_part, c.dtype, epilogue,
         id(a), id(b), id(c), 0 if bias is None else address_of(bias), cols, scatter,
@@ -101,7 +101,7 @@ def _check_gathered(
     if out is None:
         out = empty(shape, w)
     else:
-        check_out(out, shape, w.dtype, **{name: a, "w": w})
+        check_out(out, shape, w.dtype, (name, "w"), a, w)
     return a, w, row_set, col_set, out
 
 
@@ -287,7 +287,7 @@ def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
     if out is None:
         out = empty(shape, x)
     else:
-        check_out(out, shape, x.dtype, x=x, g=g)
+        check_out(out, shape, x.dtype, ("x", "g"), x, g)
     if not is_host(x):
         return cuda().matmul_at(x, g, out=out)
     _multiply(x.T, g, out)
@@ -338,7 +338,7 @@ def scatter_matmul(
     """
     x, g = check_matrices("x", x, "g", g)
     _check_batch(x, g)
-    check_out(out, None, x.dtype, x=x, g=g)
+    check_out(out, None, x.dtype, ("x", "g"), x, g)
     alpha = check_real("alpha", alpha, x.dtype)
     row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
     check_units("x", 1, x.shape[1], "rows", count_units(row_set, out.shape[0]))

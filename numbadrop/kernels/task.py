@@ -21,13 +21,13 @@ __all__ = ["run_task"]
 @cache
 def _compiled(
     function: Callable[..., None], first: Any, dtype: np.dtype[Any], words: int
-) -> tuple[struct.Struct, int]:
+) -> tuple[Callable[..., bytes], int]:
     fields = len(first._fields)
     kind = types.NamedUniTuple(numba.from_dtype(dtype), fields, first)
     # Of a user's own class, a user's own code may follow.
     ours = first.__module__.startswith("numbadrop.")
     layout = struct.Struct(f"@{fields}{dtype.char}{words}q")
-    return layout, native_kernel(function, kind, keep_on_disk=ours)
+    return layout.pack, native_kernel(function, kind, keep_on_disk=ours)
 
 
 def run_task(
@@ -53,7 +53,6 @@ def run_task(
     struct.error
         If `first` holds something else than numbers.
     """
-    kind: Any = type(first)
-    layout, kernel = _compiled(function, kind, dtype, len(words))
-    task = layout.pack(*first, *words)
+    pack, kernel = _compiled(function, type(first), dtype, len(words))
+    task = pack(*first, *words)
     threads.run(kernel, address_of_bytes(task), parallel)
