@@ -53,6 +53,7 @@ def run_task(
     struct.error
         If `first` holds something else than numbers.
     """
-    pack, kernel = _compiled(function, type(first), dtype, len(words))
+    kind: Any = type(first)
+    pack, kernel = _compiled(function, kind, dtype, len(words))
     task = pack(*first, *words)
     threads.run(kernel, address_of_bytes(task), parallel)
