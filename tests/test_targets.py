@@ -11,7 +11,7 @@ from kernel_checks import IS_X86, answer
 PROGRAM = """
 import functools
 from kernel_checks import *
-from numbadrop.optim.rules import NAGRule, nag
+from numbadrop.optim.rules import AdamRule, NAGRule, SGDRule, adam, nag, sgd
 from numbadrop.kernels.elements import MACHINE
 
 print(MACHINE.name, check_many([(1, 1, 1), (9, 40, 3), (17, 47, 33), (3, 515, 40)]))
@@ -36,20 +36,28 @@ for dtype in DTYPES:
     close(
         kernels.cross_entropy_gradient(y, labels), reference.cross_entropy_gradient(y, labels)
     )
-    value, slots, grad = w.copy(), np.ones((1, *w.shape), dtype), w[: len(rows), : len(cols)].copy()
-    want = value.copy(), slots.copy()
-    rule = NAGRule(0.9, 0.1, 1.9)
-    kernels.update_block(rule, value, slots, grad, rows, cols)
-    reference.update_block(nag, rule, *want, grad, rows, cols)
-    close(value, want[0])
-    close(slots, want[1])
+    grad = w[: len(rows), : len(cols)].copy()
+    for number, rule, function in (
+        (0, SGDRule(0.1, 0.01), sgd), (1, NAGRule(0.9, 0.1, 1.9), nag),
+        (2, AdamRule(*[0.5] * len(AdamRule._fields)), adam),
+    ):
+        value, slots = w.copy(), np.ones((number, *w.shape), dtype)
+        want = value.copy(), slots.copy()
+        kernels.update_block(rule, value, slots, grad, rows, cols)
+        reference.update_block(function, rule, *want, grad, rows, cols)
+        close(value, want[0])
+        close(slots, want[1])
 """
 
 
 @pytest.mark.skipif(not IS_X86, reason="the names of these CPUs are those of x86-64")
 @pytest.mark.parametrize(
     ("name", "cpu", "features"),
-    [("AVX2", "haswell", "+avx2,+fma"), ("plain", "generic", "")],
+    [
+        ("AVX2", "haswell", "+avx2,+fma"),
+        ("AVX2", "znver3", "+avx2,+fma"),  # whose masked stores are slow
+        ("plain", "generic", ""),
+    ],
 )
 def test_products_and_cache(name, cpu, features, tmp_path):
     if name == "AVX2" and not _has_avx2():

@@ -33,8 +33,8 @@ class Machine(NamedTuple):
     permute: str | None
     """LLVM intrinsic that permutes the 32-bit words of a vector by a vector of positions."""
     masked_stores: bool
-    """Whether to store under a mask takes about as long as to store: AMD's CPUs take a dozen cycles
-    where they have no AVX-512, and others store lane by lane."""
+    """Whether to store under a mask takes about as long as to store. AMD's CPUs without AVX-512
+    take a dozen cycles; NEON and plain x86 have no such store, and do it lane by lane."""
 
 
 _AVX512 = Machine("AVX-512", 64, 8, 3, "llvm.x86.avx512.permvar.sf.512", True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from numbadrop.kernels.jit import inner
+from numbadrop.kernels.memory import CACHE_LINE, align
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, list_units, shift_places
 from numbadrop.kernels.windows import Axis
 
@@ -50,8 +51,11 @@ def ahead_of(address, axis, first, count, length, step):
         last = first + count - PLACES
     if length <= 0 or (axis.indices != 0 and count < PLACES):
         groups = 0
+    # Whole lines: what begins within one ends in one more than its length says.
+    lead = address % CACHE_LINE
+    length = align(lead + length, CACHE_LINE)
     steps = (length + step - 1) // step
-    return Ahead(address, axis, first, last, groups, step, steps, max(length - step, 0))
+    return Ahead(address - lead, axis, first, last, groups, step, steps, max(length - step, 0))
 
 
 @inner

@@ -96,6 +96,10 @@ class Product(NamedTuple):
     c: Matrix
 
 
+# In what follows sizes, strides, pitches and what ends in _row, _step or _bytes count bytes, while
+# vectors and registers count registers, and rows, columns and depth count elements.
+
+
 class _Cut(NamedTuple):
     """How the loops cut the rows, the depth and the columns of a product up."""
 
@@ -112,6 +116,7 @@ class _Cut(NamedTuple):
 
 @inner
 def _cut(alpha, rows, depth, columns):
+    """Return the fewest pieces, as equal as can be."""
     blocks = max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK)
     block = (depth + blocks - 1) // blocks
     groups = max(1, (rows * block * bytes_of(alpha) + _GROUP_BYTES - 1) // _GROUP_BYTES)
@@ -124,17 +129,19 @@ class _Group(NamedTuple):
     """A group of rows of A and C."""
 
     first: int
-    number: int
+    rows: int
     tiles: int
     tile_split: Split
+    """Of rows, to tiles."""
 
 
 @inner
-def _group(cut, i_first, i_last, group):
-    first = i_first + share(i_last - i_first, cut.groups, group)
-    number = i_first + share(i_last - i_first, cut.groups, group + 1) - first
-    tiles = (number + MACHINE.tile_rows - 1) // MACHINE.tile_rows
-    return _Group(first, number, tiles, split(number, tiles))
+def _group(cut, i_first, i_last, number):
+    """Return a group by its number."""
+    first = i_first + share(i_last - i_first, cut.groups, number)
+    rows = i_first + share(i_last - i_first, cut.groups, number + 1) - first
+    tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+    return _Group(first, rows, tiles, split(rows, tiles))
 
 
 class _Piece(NamedTuple):
@@ -152,7 +159,7 @@ class _Piece(NamedTuple):
 def _piece(alpha, cut, depth, j_first, j_last, block, panel):
     """Return the piece of a panel; behind a block's last one comes the first of the next block.
 
-    Behind all of them there are pieces without columns.
+    Behind the last of all comes one without columns.
     """
     if panel == cut.panels:
         block, panel = block + 1, 0
@@ -182,6 +189,7 @@ class _Near(NamedTuple):
 
 @inner
 def _near(alpha, cut, a, rows):
+    """Return where so many rows of A are best read."""
     size = bytes_of(alpha)
     most_rows = rows // cut.groups + 1 + MACHINE.tile_rows
     # Where the depth of A lies across memory, every element of a tile's column would come from a
@@ -203,20 +211,20 @@ def _near(alpha, cut, a, rows):
 
 
 @inner
-def _bring_near(alpha, near, copy, product, rows, k0, depth, work):
+def _bring_near(alpha, near, copy, product, group, k0, depth, work):
     """Copy, if need be, depth [k0, k0 + depth) of a group's rows; return how they are read now."""
     a, size = product.a, bytes_of(alpha)
-    lies = Strided(a.address + rows.first * a.row + k0 * a.depth, a.row, a.depth)
+    lies = Strided(a.address + group.first * a.row + k0 * a.depth, a.row, a.depth)
     if near.copied:
-        for i in range(rows.number):
+        for i in range(group.rows):
             copy_bytes(copy + i * near.pitch, lies.address + i * lies.row, depth * size)
         return Strided(copy, near.pitch, size)
     if near.packed:
         across = Matrix(a.address, Axis(a.depth, product.depth, 0), Axis(size, product.rows, 0))
-        for t in range(rows.tiles):
-            r0, r1 = begin_of(rows.tile_split, t), begin_of(rows.tile_split, t + 1)
+        for t in range(group.tiles):
+            r0, r1 = begin_of(group.tile_split, t), begin_of(group.tile_split, t + 1)
             strip = copy + t * near.strip
-            pack(alpha, strip, near.pitch, across, k0, depth, rows.first + r0, r1 - r0, work)
+            pack(alpha, strip, near.pitch, across, k0, depth, group.first + r0, r1 - r0, work)
         return Strided(copy, size, near.pitch)
     return lies
 
@@ -258,16 +266,18 @@ class _Spread(NamedTuple):
 
 @inner
 def _find_spread(alpha, c, piece, work):
-    """Return registers that begin where those of memory do, if rows begin there."""
+    """Return registers that begin where those of memory do, if rows begin there.
+
+    There are none where columns are not dense or very far apart, or masked stores are slow.
+    """
     size, wide = bytes_of(alpha), lanes(alpha)
-    start = offset(c.cols, piece.j0)
     if not MACHINE.masked_stores or c.cols.stride != size:
-        return _Spread(start, 0)
-    end = piece.j0 + piece.columns
+        return _Spread(0, 0)
+    start, end = offset(c.cols, piece.j0), piece.j0 + piece.columns
     lead = (c.address + start) % MACHINE.vector_bytes // size
     span = lead + unit(c.cols, end - 1) - unit(c.cols, piece.j0) + 1
     if span > MOST_UNITS * wide:
-        return _Spread(start, 0)
+        return _Spread(0, 0)
     filled = piece.vectors * wide
     return _Spread(
         start - lead * size, find_spread(alpha, c.cols, piece.j0, end, filled, lead, work.table)
@@ -357,14 +367,15 @@ def multiply(product, i_first, i_last, j_first, j_last):
     panel = align(memory.ctypes.data, CACHE_LINE)
 
     # Loop 1: rows of A and C, a group at a time.
-    for group in range(cut.groups):
-        rows = _group(cut, i_first, i_last, group)
-        prefetching = full_parts(rows.tile_split, rows.tiles)
+    for number in range(cut.groups):
+        group = _group(cut, i_first, i_last, number)
+        prefetching = full_parts(group.tile_split, group.tiles)
         # Loop 2: depth of A and B, a block at a time.
         for n in range(cut.blocks):
             begun, last = n > 0 and not scatter, n == cut.blocks - 1
-            k0, k1 = share(product.depth, cut.blocks, n), share(product.depth, cut.blocks, n + 1)
-            a_rows = _bring_near(alpha, near, panel + panel_bytes, product, rows, k0, k1 - k0, work)
+            k0 = share(product.depth, cut.blocks, n)
+            depth = share(product.depth, cut.blocks, n + 1) - k0
+            a_rows = _bring_near(alpha, near, panel + panel_bytes, product, group, k0, depth, work)
             # Loop 3: columns of B and C, a panel at a time.
             for p in range(cut.panels):
                 piece = _piece(alpha, cut, product.depth, j_first, j_last, n, p)
@@ -376,14 +387,14 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 if used_once and columns == piece.vectors * wide:
                     b_panel, b_row = b.address + k0 * b.rows.stride + j0 * size, b.rows.stride
                 else:
-                    pack(alpha, panel, b_row, b, k0, piece.depth, j0, columns, work)
+                    pack(alpha, panel, b_row, b, k0, depth, j0, columns, work)
                 spread = _find_spread(alpha, c, piece, work) if scatter else _Spread(0, 0)
                 step = request_bytes(piece.vectors)
                 # Loop 4: rows of A and C, a register tile at a time.
-                for t in range(rows.tiles):
-                    r0 = begin_of(rows.tile_split, t)
-                    high = begin_of(rows.tile_split, t + 1) - r0
-                    i0 = rows.first + r0
+                for t in range(group.tiles):
+                    r0 = begin_of(group.tile_split, t)
+                    high = begin_of(group.tile_split, t + 1) - r0
+                    i0 = group.first + r0
                     behind = t * near.strip if near.packed else r0 * a_rows.row
                     list_places(a_places, a_rows.address + behind, a_rows.row)
                     if direct:
@@ -393,16 +404,16 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         note_sources(work.table, c.address, c.rows, i0, high)
                     elif begun:
                         _read_tile(alpha, edge, high, columns, c, i0, j0)
-                    end = requests
+                    requests_end = requests
                     if c_far and t < prefetching:
                         ahead = _sums_ahead(alpha, c, i0 + high, i_last - i0 - high, piece, step)
-                        end = list_requests(requests, end, ahead, 1, 0)
+                        requests_end = list_requests(requests, requests_end, ahead, 1, 0)
                     if b_far and t < prefetching and following.columns > 0:
                         ahead = _panel_ahead(alpha, b, following, step)
-                        end = list_requests(requests, end, ahead, prefetching, t)
+                        requests_end = list_requests(requests, requests_end, ahead, prefetching, t)
                     register_tile(
-                        alpha, high, columns, 1, one_run, piece.depth, a_places, a_rows.depth,
-                        b_panel, b_row, sums, requests, end, begun,
+                        alpha, high, columns, 1, one_run, depth, a_places, a_rows.depth,
+                        b_panel, b_row, sums, requests, requests_end, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
                         results = c_places if direct else edge_places

@@ -5,7 +5,7 @@ bit-identical. The gradient of a row is spread to full width beside a mask, and 
 the whole row under that mask: such a loop the compiler turns into vector code, and at any keep
 probability in use nearly every cache line of an active row holds an active weight anyway. Where
 masked stores are slow it runs down a copy of the row, of which the active weights are written back
-one by one: whole registers would overwrite what another thread may have made of the others.
+one by one: whole registers would overwrite what a user's other thread may make of other columns.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ __all__ = [
     "update_blocks",
 ]
 
-_MOST_SLOTS = 2
+_MOST_ARRAYS = 3
+"""The weights and two slots."""
 _SERIAL_BELOW = 20_000
 """Weights that one thread updates about as fast as a region of several starts."""
 
@@ -98,14 +99,16 @@ def element_rule(hyper: type, slots: int) -> Callable[[Function], Function]:
     callable
         A decorator for ``function(rule, w, slots, j, g)``, which changes the weight ``w[j]`` and
         its slots ``slots[0][j]``, ... for the gradient `g`, in code that Numba compiles. `j` may be
-        an array of positions and `g` an array, when NumPy runs it.
+        an array of positions and `g` an array, when NumPy runs it. On some CPUs it is called for
+        copies of weights that take no part, too, with any gradient: it must not raise an error,
+        and what it does must not depend on anything else.
 
     Raises
     ------
     ValueError
         If `slots` is none of these, or the class has another rule already.
     """
-    if slots not in range(_MOST_SLOTS + 1):
+    if slots not in (0, 1, 2):
         raise ValueError(f"slots must be 0, 1 or 2, got {slots}")
 
     def register(function: Function) -> Function:
@@ -172,12 +175,6 @@ def _update_part(task, part, parts):
 
 
 @inner
-def _first_row(value, slots, slot_stride, number):
-    """Return where array `number` of the weights, which is the first one, and slots begins."""
-    return value if number == 0 else slots + (number - 1) * slot_stride
-
-
-@inner
 def _update_rows(task, part, parts):
     rule = first_of(task)
     element = rule[0]
@@ -213,7 +210,7 @@ def _update_rows(task, part, parts):
     table_memory = np.empty(windows_bytes(registers), np.uint8)
     table = windows(table_memory.ctypes.data, registers)
     copy_row = registers * MACHINE.vector_bytes
-    copy_memory = np.empty((1 + _MOST_SLOTS) * copy_row, np.uint8)
+    copy_memory = np.empty(0 if MACHINE.masked_stores else _MOST_ARRAYS * copy_row, np.uint8)
     copy = np.int64(copy_memory.ctypes.data)
     if col_count >= wide:
         find_spread(element, cols, 0, col_count, col_count, 0, table)
@@ -225,27 +222,37 @@ def _update_rows(task, part, parts):
             for j in range(col_count):
                 g[unit(cols, j) - base] = load(element, source + j * bytes_of(element))
         at = unit(rows, i) * rows.stride + base * bytes_of(element)
-        w_row, s_row, s_stride = value + at, slots + at, slot_stride
-        if not MACHINE.masked_stores:
-            w_row, s_row, s_stride = copy, copy + copy_row, copy_row
-        w = carray(as_pointer(element, w_row), span)
-        s = _slot_rows(rule, element, s_row, s_stride, span)
-        if not MACHINE.masked_stores:
-            for n in range(1 + len(s)):
-                row = _first_row(value, slots, slot_stride, n) + at
-                copy_bytes(copy + n * copy_row, row, span * bytes_of(element))
-        for j in range(span):
-            if active[j] or not MACHINE.masked_stores:
+        if MACHINE.masked_stores:
+            w = carray(as_pointer(element, value + at), span)
+            s = _slot_rows(rule, element, slots + at, slot_stride, span)
+            for j in range(span):
+                if active[j]:
+                    _update_element(rule, w, s, j, g[j])
+        else:
+            w = carray(as_pointer(element, copy), span)
+            s = _slot_rows(rule, element, copy + copy_row, copy_row, span)
+            copy_bytes(copy, value + at, span * bytes_of(element))
+            for n in range(len(s)):
+                row = slots + n * slot_stride + at
+                copy_bytes(copy + (n + 1) * copy_row, row, span * bytes_of(element))
+            for j in range(span):
                 _update_element(rule, w, s, j, g[j])
-        if not MACHINE.masked_stores:
-            for n in range(1 + len(s)):
-                row = _first_row(value, slots, slot_stride, n) + at
-                for k in range(col_count):
-                    behind = (unit(cols, k) - base) * bytes_of(element)
-                    store(row + behind, load(element, copy + n * copy_row + behind))
+            _write_back(element, copy, value + at, cols, col_count)
+            for n in range(len(s)):
+                row = slots + n * slot_stride + at
+                _write_back(element, copy + (n + 1) * copy_row, row, cols, col_count)
     keep_alive(copy_memory)
     keep_alive(spread_memory)
     keep_alive(table_memory)
+
+
+@inner
+def _write_back(element, copy, row, cols, count):
+    """Bring the kept elements of a copy back to their row; both begin with the first of them."""
+    base = unit(cols, 0)
+    for j in range(count):
+        behind = (unit(cols, j) - base) * bytes_of(element)
+        store(row + behind, load(element, copy + behind))
 
 
 class Update(NamedTuple):
