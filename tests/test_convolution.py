@@ -219,6 +219,8 @@ LARGE = {
     "images": Convolution(150, (4, 4), (40, 48), (3, 3), padding=(1, 1)),
     # So many columns of G that they, and not the patches, say how long a band of it is.
     "wide": Convolution(2, (40, 40), (8, 400), (1, 2)),
+    # Few tiles of rows that ask for the next band of a large G.
+    "far": Convolution(2, (106, 105), (3, 100), (3, 3), padding=(1, 1)),
 }  # fmt: skip
 
 
@@ -245,6 +247,10 @@ class TestLarge:
         assert lines_of_a_band(of, direct._LONG_BAND_BYTES) > of.batch * of.out_size[0]
         gradient_bytes = of.batch * np.prod(of.out_size) * of.channels[1] * 4
         assert gradient_bytes > 2 * direct._LONG_GRADIENT_BYTES
+        of = LARGE["far"]
+        assert of.batch * np.prod(of.out_size) * of.channels[1] * 4 > direct._FAR_BYTES
+        rows = np.prod(of.kernel) * of.channels[0]
+        assert MACHINE.tile_rows <= rows <= direct._FEW_TILES * MACHINE.tile_rows
 
     @every_convolution
     @pytest.mark.parametrize("large", LARGE)
@@ -368,6 +374,7 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
         for of in (
             Convolution(2, (90, 91), (3, 70), (3, 3), padding=(1, 1)),
             Convolution(2, (61, 60), (40, 70), (3, 3), (1, 1), (1, 1)),
+            LARGE["far"],
         )
     ]
     before = kernels.get_num_threads()

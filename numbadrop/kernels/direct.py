@@ -53,6 +53,10 @@ _PIECES_BYTES = 2 * PLACES_BYTES
 
 _FEW_TILES = 6
 """Up to so many tiles of rows read G where it lies: packing pays for more."""
+_FAR_BYTES = 1 << 23
+"""Most bytes of a G that few tiles read without asking for it ahead."""
+_PIECE_BYTES = 1024
+"""Of a stretch of G that is asked for."""
 
 
 @inner
@@ -242,6 +246,11 @@ def correlate_part(task, part, parts):
     tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
     tile_split = split(rows, tiles)
     prefetching = full_parts(tile_split, tiles)
+    # Few tiles wait for the memory of G more than they multiply. To ask for that of the next band
+    # they must be of the greatest height, but for the last one.
+    few, far = tiles <= _FEW_TILES, positions * cols * size > _FAR_BYTES and vectors > 1
+    if few and far:
+        prefetching = rows // MACHINE.tile_rows
     requests = stack_memory(REQUESTS_BYTES)
     # Positions are pixels, one behind the other.
     pointwise = _has_lone_pixels(p) and p.step_y == 1 and p.step_x == 1
@@ -269,6 +278,8 @@ def correlate_part(task, part, parts):
         tap, channel = 0, 0
         for t in range(tiles):
             high = begin_of(tile_split, t + 1) - begin_of(tile_split, t)
+            if few and far:
+                high = min(MACHINE.tile_rows, rows - t * MACHINE.tile_rows)
             for i in range(high):
                 store(a_places + i * 8, run_start(p, tap, spread) + channel * size)
                 row = tap * p.channels + first_channel + channel
@@ -290,11 +301,16 @@ def correlate_part(task, part, parts):
                 # What the next band will be packed from, or read.
                 requests_end = requests
                 step, number = request_bytes(thick), t * panels + n
-                if t < prefetching and tiles > _FEW_TILES:
+                if t < prefetching and (far or not few):
                     ahead = ahead_of(
                         g + j_first * size, gradient.rows, after, next_positions,
                         (j_last - j_first) * size, step,
                     )  # fmt: skip
+                    if 2 * (j_last - j_first) > cols:  # as one stretch, in pieces
+                        ahead = ahead_of(
+                            g + after * cols * size, Axis(_PIECE_BYTES, positions, 0),
+                            0, next_positions * cols * size // _PIECE_BYTES, _PIECE_BYTES, step,
+                        )  # fmt: skip
                     requests_end = list_requests(
                         requests, requests_end, ahead, prefetching * panels, number
                     )

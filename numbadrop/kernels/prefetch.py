@@ -15,8 +15,9 @@ from numbadrop.kernels.windows import Axis
 
 __all__ = ["REQUESTS_BYTES", "ahead_of", "list_requests"]
 
-_MOST_REQUESTS = 256
-"""A tile makes one for each two of its depth, of which a panel of a matrix has 512 at most."""
+_MOST_REQUESTS = 512
+"""A tile makes one for each two of its depth: a panel of a matrix has 512 at most, a band of the
+positions of images may have more."""
 REQUESTS_BYTES = 8 * _MOST_REQUESTS
 
 
