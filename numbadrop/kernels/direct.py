@@ -55,8 +55,8 @@ _FEW_TILES = 6
 """Up to so many tiles of rows read G where it lies: packing pays for more."""
 _FAR_BYTES = 1 << 23
 """Most bytes of a G that few tiles read without asking for it ahead."""
-_PIECE_BYTES = 1024
-"""Of a stretch of G that is asked for."""
+_STRETCH_BYTES = 1024
+"""In such stretches G is asked for where most of it will be read."""
 
 
 @inner
@@ -68,6 +68,17 @@ def _reads_in_place(tiles, cols, last_position, positions, first_column, columns
     """
     end = last_position * cols + first_column + columns
     return tiles <= _FEW_TILES and end <= positions * cols
+
+
+@inner
+def _gradient_ahead(gradient, first, count, begin, end, step):
+    """Return what a band reads of G: bytes [begin, end) of positions, or all if that is most."""
+    row = gradient.rows.stride
+    if 2 * (end - begin) > row:
+        stretches = Axis(_STRETCH_BYTES, count * row // _STRETCH_BYTES, 0)
+        address = gradient.address + first * row
+        return ahead_of(address, stretches, 0, stretches.size, _STRETCH_BYTES, step)
+    return ahead_of(gradient.address + begin, gradient.rows, first, count, end - begin, step)
 
 
 @inner
@@ -246,8 +257,8 @@ def correlate_part(task, part, parts):
     tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
     tile_split = split(rows, tiles)
     prefetching = full_parts(tile_split, tiles)
-    # Few tiles wait for the memory of G more than they multiply. To ask for that of the next band
-    # they must be of the greatest height, but for the last one.
+    # Few tiles wait for the memory of a large G. To ask for what the next band reads of it, all but
+    # the last must be of the greatest height.
     few, far = tiles <= _FEW_TILES, positions * cols * size > _FAR_BYTES and vectors > 1
     if few and far:
         prefetching = rows // MACHINE.tile_rows
@@ -302,15 +313,9 @@ def correlate_part(task, part, parts):
                 requests_end = requests
                 step, number = request_bytes(thick), t * panels + n
                 if t < prefetching and (far or not few):
-                    ahead = ahead_of(
-                        g + j_first * size, gradient.rows, after, next_positions,
-                        (j_last - j_first) * size, step,
-                    )  # fmt: skip
-                    if 2 * (j_last - j_first) > cols:  # as one stretch, in pieces
-                        ahead = ahead_of(
-                            g + after * cols * size, Axis(_PIECE_BYTES, positions, 0),
-                            0, next_positions * cols * size // _PIECE_BYTES, _PIECE_BYTES, step,
-                        )  # fmt: skip
+                    ahead = _gradient_ahead(
+                        gradient, after, next_positions, j_first * size, j_last * size, step
+                    )
                     requests_end = list_requests(
                         requests, requests_end, ahead, prefetching * panels, number
                     )
