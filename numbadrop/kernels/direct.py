@@ -145,7 +145,7 @@ def convolve_part(task, part, parts):
             filled = min(thick * wide, cols - v0 * wide)
             at = n - first_panel
             pack(
-                alpha, packed + at * panel_bytes, thick * wide * size, b, 0, depth,
+                alpha, packed + at * panel_bytes, thick * wide * size, b, np.int64(0), depth,
                 v0 * wide, filled, work,
             )  # fmt: skip
             if bias != 0:
@@ -153,7 +153,7 @@ def convolve_part(task, part, parts):
         # Loop 2: lines of all images, a band at a time.
         for line in range(begin, end, most_lines):
             lines = min(most_lines, end - line)
-            spread = bring(p, band, line_places, line, line + lines, 0, p.channels, size)
+            spread = bring(p, band, line_places, line, line + lines, np.int64(0), p.channels, size)
             for n in range(lines):
                 image, y = (line + n) // p.lines, (line + n) % p.lines
                 store(line_targets + n * 8, c + image * c_image + y * c_line)
@@ -194,7 +194,9 @@ def convolve_part(task, part, parts):
                             load_index(a_places, 0), Axis(patch_step, 0, 0), high, PLACES,
                             spread.pixel, request_bytes(thick),
                         )  # fmt: skip
-                        requests_end = list_requests(requests, requests_end, ahead, 1, 0)
+                        requests_end = list_requests(
+                            requests, requests_end, ahead, np.int64(1), np.int64(0)
+                        )
                     register_tile(
                         alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
                         a_places, size, packed + at * panel_bytes, thick * wide * size,
@@ -252,7 +254,7 @@ def correlate_part(task, part, parts):
     a_places, targets = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
     c_places = stack_memory(PLACES_BYTES)
     places_memory = np.empty(most_lines, np.int64)
-    line_places = places_memory.ctypes.data
+    line_places = np.int64(places_memory.ctypes.data)
     gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
     tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
     tile_split = split(rows, tiles)

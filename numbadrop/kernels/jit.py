@@ -39,10 +39,16 @@ _COMPILED: list[CFunc] = []
 _CALLEE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
 
 inner = numba.njit(**_CALLEE)
-"""Compile a function that only other kernels call: it is cached with its callers."""
+"""Compile a function that only other kernels call: it is cached with its callers.
+
+A literal as an argument makes a specialisation of its own; to Numba ``np.int64(0)`` is none.
+"""
 
 inlined = numba.njit(inline="always", **_CALLEE)
-"""The same for a function that contains the register tile: each call level compiles it again."""
+"""The same for a large function that is called in one place, or contains the register tile.
+
+Each level of calls compiles all that is below it again.
+"""
 
 
 @cache

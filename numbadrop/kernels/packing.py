@@ -14,7 +14,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
-from numbadrop.kernels.jit import inner
+from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import clear_bytes, load, pointer, store
 from numbadrop.kernels.windows import (
     ROWS,
@@ -119,7 +119,7 @@ def workspace(address):
     return Workspace(windows(address, MOST_UNITS), address + windows_bytes(MOST_UNITS))
 
 
-@inner
+@inlined
 def _pack_dense(panel, pitch, b, k0, depth, j0, registers):
     """Pack rows of whole registers, all columns of which are kept."""
     for k in range(depth):
@@ -129,7 +129,7 @@ def _pack_dense(panel, pitch, b, k0, depth, j0, registers):
             _copy_register(panel + k * pitch + at, source + at)
 
 
-@inner
+@inlined
 def _pack_along_columns(alpha, panel, pitch, b, k0, depth, j0, columns, work):
     """Pack rows, where the columns of B are dense in memory."""
     table = work.table
@@ -142,7 +142,7 @@ def _pack_along_columns(alpha, panel, pitch, b, k0, depth, j0, columns, work):
             move(alpha, at, pitch, rows, b.cols, table, register)
 
 
-@inner
+@inlined
 def _pack_along_depth(alpha, panel, pitch, b, k0, depth, j0, columns, work):
     """Pack squares, each transposed in registers, where the depth of B is dense in memory."""
     size = bytes_of(alpha)
@@ -160,7 +160,7 @@ def _pack_along_depth(alpha, panel, pitch, b, k0, depth, j0, columns, work):
                 _transpose_square(alpha, at, pitch, work.square, MACHINE.vector_bytes)
 
 
-@inner
+@inlined
 def _pack_scalar(alpha, panel, pitch, b, k0, depth, j0, columns):
     """Pack element by element: any strides, any size."""
     size = bytes_of(alpha)

@@ -210,7 +210,7 @@ def _near(alpha, cut, a, rows):
     return _Near(False, False, 0, 0, 0)
 
 
-@inner
+@inlined
 def _bring_near(alpha, near, copy, product, group, k0, depth, work):
     """Copy, if need be, depth [k0, k0 + depth) of a group's rows; return how they are read now."""
     a, size = product.a, bytes_of(alpha)
@@ -407,7 +407,9 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     requests_end = requests
                     if c_far and t < prefetching:
                         ahead = _sums_ahead(alpha, c, i0 + high, i_last - i0 - high, piece, step)
-                        requests_end = list_requests(requests, requests_end, ahead, 1, 0)
+                        requests_end = list_requests(
+                            requests, requests_end, ahead, np.int64(1), np.int64(0)
+                        )
                     if b_far and t < prefetching and following.columns > 0:
                         ahead = _panel_ahead(alpha, b, following, step)
                         requests_end = list_requests(requests, requests_end, ahead, prefetching, t)

@@ -34,7 +34,7 @@ from numbadrop.kernels.arrays import (
 from numbadrop.kernels.denormals import flush_denormals, restore_denormals
 from numbadrop.kernels.device import cuda, is_host
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
-from numbadrop.kernels.jit import inner
+from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     as_pointer,
     copy_bytes,
@@ -174,7 +174,7 @@ def _update_part(task, part, parts):
     restore_denormals(before)
 
 
-@inner
+@inlined
 def _update_rows(task, part, parts):
     rule = first_of(task)
     element = rule[0]
@@ -199,21 +199,21 @@ def _update_rows(task, part, parts):
 
     base = unit(cols, 0)
     span = unit(cols, col_count - 1) - base + 1
-    active = np.zeros(span, np.bool_)
+    active = np.zeros(span, np.uint8)
     for j in range(col_count):
-        active[unit(cols, j) - base] = True
+        active[unit(cols, j) - base] = 1
     wide = lanes(element)
     registers = (span + wide - 1) // wide
     spread_memory = np.zeros(registers * MACHINE.vector_bytes, np.uint8)
-    spread = spread_memory.ctypes.data
+    spread = np.int64(spread_memory.ctypes.data)
     g = carray(as_pointer(element, spread), span)
     table_memory = np.empty(windows_bytes(registers), np.uint8)
-    table = windows(table_memory.ctypes.data, registers)
+    table = windows(np.int64(table_memory.ctypes.data), registers)
     copy_row = registers * MACHINE.vector_bytes
     copy_memory = np.empty(0 if MACHINE.masked_stores else _MOST_ARRAYS * copy_row, np.uint8)
     copy = np.int64(copy_memory.ctypes.data)
     if col_count >= wide:
-        find_spread(element, cols, 0, col_count, col_count, 0, table)
+        find_spread(element, cols, np.int64(0), col_count, col_count, np.int64(0), table)
     for i in range(first, last):
         source = grad + i * grad_row
         if col_count >= wide:

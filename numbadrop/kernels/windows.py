@@ -22,7 +22,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
-from numbadrop.kernels.jit import inner
+from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     call_case,
     first_lanes,
@@ -393,7 +393,7 @@ def note_sources(table, address, axis, first, rows):
         store(table.sources + i * 8, address + offset(axis, first + i))
 
 
-@inner
+@inlined
 def move(alpha, target, pitch, rows, axis, table, register):
     """Move the kept units of one register of an axis from `rows` sources to where they are dense.
 

@@ -280,14 +280,14 @@ def convolve_part(task, part, parts):
         begin_pixels = first_pixel_square(p, first)
         _transform_images(
             alpha, p, begin_pixels, last_pixel_square(p, first + count - 1) + 1 - begin_pixels,
-            0, p.channels, v, v_step, v_row, zeros,
+            np.int64(0), p.channels, v, v_step, v_row, zeros,
         )  # fmt: skip
         image, y, x = place_of(results, first)
         for t in range(count):
             store(rows + 8 * t, v + (pixel_square(p, image, y, x) - begin_pixels) * v_row)
             list_square(
                 places + 32 * t, 2, c + image * c_image, p.lines, p.columns, c_line, c_pixel,
-                2 * y, 2 * x, 0,
+                2 * y, 2 * x, np.int64(0),
             )  # fmt: skip
             image, y, x = place_after(results, image, y, x)
         tiles = (count + MACHINE.tile_rows - 1) // MACHINE.tile_rows
