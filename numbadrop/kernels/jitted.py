@@ -163,13 +163,22 @@ def _multiply(a, b, c, b_rows, b_cols, c_rows, c_cols, alpha, scatter):
     _check_apart(c, b)
     rows, depth = a.shape
     cols = _count(b_cols, b.shape[1])
+    strided = not scatter and c.strides[1] != c.itemsize
+    dense = np.empty(c.shape if strided else (0, 0), c.dtype)
+    target = Matrix(c.ctypes.data, _axis(c, 0, c_rows), _axis(c, 1, c_cols))
+    if strided:
+        target = Matrix(dense.ctypes.data, _axis(dense, 0, c_rows), _axis(dense, 1, c_cols))
     product = Product(
         Epilogue(a.dtype.type(1), a.dtype.type(alpha)), 0, rows, cols, depth, scatter,
         Strided(a.ctypes.data, a.strides[0], a.strides[1]),
         Matrix(b.ctypes.data, _axis(b, 0, b_rows), _axis(b, 1, b_cols)),
-        Matrix(c.ctypes.data, _axis(c, 0, c_rows), _axis(c, 1, c_cols)),
+        target,
     )  # fmt: skip
     multiply(product, 0, rows, 0, cols)
+    if strided:
+        for i in range(rows):
+            for j in range(cols):
+                c[i, j] = dense[i, j]
     keep_alive(a)
     keep_alive(b)
     keep_alive(c)

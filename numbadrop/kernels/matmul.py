@@ -7,6 +7,7 @@ products run on the calling thread, so that the caller's own `prange` decides wh
 
 from __future__ import annotations
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from numbadrop.address import address_of
@@ -61,17 +62,20 @@ def _multiply(
     """``C = f(A B[b_rows, b_cols])``, or with `scatter` ``C[c_rows, c_cols] += f(A B)``.
 
     The door checks nothing: operands are what `multiply_part` wants. Transposition is a view's
-    swapped strides.
+    swapped strides. A C whose columns are not dense is copied to.
     """
     rows, depth = a.shape
     cols = b.shape[1] if scatter else c.shape[1]
+    dense = c if scatter or c.strides[1] == c.itemsize else np.empty(c.shape, c.dtype)
     run_task(
         multiply_part, c.dtype, epilogue,
-        id(a), id(b), id(c), 0 if bias is None else address_of(bias), cols, scatter,
+        id(a), id(b), id(dense), 0 if bias is None else address_of(bias), cols, scatter,
         0 if b_rows is None else b_rows.address, 0 if b_cols is None else b_cols.address,
         0 if c_rows is None else c_rows.address, 0 if c_cols is None else c_cols.address,
         parallel=rows * cols * depth >= _SERIAL_BELOW,
     )  # fmt: skip
+    if dense is not c:
+        c[...] = dense
 
 
 def _check_gathered(

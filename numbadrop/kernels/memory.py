@@ -6,6 +6,8 @@ compiled kernel serves every memory layout, read-only or not: Numba would compil
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -27,8 +29,8 @@ __all__ = [
     "call_case",
     "clear_bytes",
     "copy_bytes",
-    "copy_elements",
     "emit_prefetch",
+    "few_turns",
     "first_lanes",
     "first_of",
     "keep_alive",
@@ -36,6 +38,7 @@ __all__ = [
     "load_index",
     "masked_load",
     "masked_store",
+    "opaque",
     "pointer",
     "process_registers",
     "spread",
@@ -202,6 +205,34 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+def opaque(builder: Any, number: Any) -> Any:
+    """Return a number of which LLVM knows nothing: what comes out of an empty piece of assembly."""
+    same = ir.InlineAsm(ir.FunctionType(number.type, [number.type]), "", "=r,0")
+    return builder.call(same, [number])
+
+
+@contextmanager
+def few_turns(builder: Any, count: Any) -> Iterator[Any]:
+    """Emit a loop over ``[0, count)`` that LLVM cannot unroll; the block under it gets the index.
+
+    For loops that seldom turn often enough to gain: unrolled, they would be four times as much to
+    compile.
+    """
+    head, body, end = (builder.append_basic_block(name) for name in ("head", "body", "end"))
+    before = builder.basic_block
+    builder.branch(head)
+    with builder.goto_block(head):
+        index = builder.phi(count.type)
+        builder.cbranch(builder.icmp_signed("<", index, count), body, end)
+    with builder.goto_block(body):
+        yield index
+        following = opaque(builder, builder.add(index, count.type(1)))
+        index.add_incoming(following, builder.basic_block)
+        builder.branch(head)
+    index.add_incoming(count.type(0), before)
+    builder.position_at_end(end)
+
+
 def process_registers(
     builder: Any, element: types.Float, target: Any, sources: list[Any], count: Any, emit: Any
 ) -> None:
@@ -216,12 +247,11 @@ def process_registers(
     def register(base: Any, number: Any) -> Any:
         return builder.gep(base, [number], source_etype=vector)
 
-    with cgutils.for_range(builder, whole) as loop:
+    with few_turns(builder, whole) as number:
         values = [
-            builder.load(register(source, loop.index), typ=vector, align=align)
-            for source in sources
+            builder.load(register(source, number), typ=vector, align=align) for source in sources
         ]
-        builder.store(emit(builder, *values), register(target, loop.index), align=align)
+        builder.store(emit(builder, *values), register(target, number), align=align)
     rest = builder.srem(count, lanes)
     with builder.if_then(builder.icmp_signed(">", rest, rest.type(0))):
         mask = first_lanes(builder, vector.count, rest)
@@ -229,26 +259,6 @@ def process_registers(
             masked_load(builder, register(source, whole), mask, vector, align) for source in sources
         ]
         masked_store(builder, emit(builder, *values), register(target, whole), mask, align)
-
-
-@intrinsic
-def copy_elements(typingctx: Any, alpha: Any, target: Any, source: Any, count: Any) -> Any:
-    """Copy so many elements, which do not overlap, a register at a time.
-
-    For what has just been written in registers: a `memcpy` would load across two of them, which the
-    CPU cannot forward, and wait for both to reach the cache.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, target, source, count = args
-        sources = [pointer(builder, source)]
-        process_registers(
-            builder, alpha, pointer(builder, target), sources, count, lambda _, values: values
-        )
-        return context.get_dummy_value()
-
-    i64 = types.int64
-    return types.void(alpha, i64, i64, i64), codegen
 
 
 @intrinsic

@@ -1,9 +1,9 @@
 """The product C = f(A B) or C += f(A B) as loops around packing and the register tile.
 
 A is read where it lies, by address and two strides, or from a copy if its rows are far apart. B is
-gathered while it is packed; a dense one that a single tile meets is read where it lies, too. C is a
-block of rows and columns of an array. Forward pass, input gradient and weight gradient, dense or
-gathered, differ in their operands alone. f is the `epilogue`.
+gathered while it is packed; a dense one that a single tile meets is read where it lies, too. What
+is added to C may be a block of its rows and columns. Forward pass, input gradient and weight
+gradient, dense or gathered, differ in their operands alone. f is the `epilogue`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from numbadrop.kernels.memory import (
     array_stride,
     clear_bytes,
     copy_bytes,
-    copy_elements,
     first_of,
     keep_alive,
     load,
@@ -82,7 +81,10 @@ class Strided(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A product to compute: ``C = f(A B)`` or, with `scatter`, ``C += f(A B)``."""
+    """A product to compute: ``C = f(A B)`` or, with `scatter`, ``C += f(A B)``.
+
+    Without `scatter` all of C is kept, and its columns are dense.
+    """
 
     epilogue: Epilogue
     bias: int
@@ -285,38 +287,18 @@ def _find_spread(alpha, c, piece, work):
 
 
 @inner
-def _read_tile(alpha, tile, rows, columns, c, i0, j0):
-    """Fetch from C, all of its columns, the sums of a tile that has been begun."""
+def _add_tile(alpha, tile, rows, columns, c, i0, j0):
+    """Add a finished tile to its place where `add_spread` does not."""
     size = bytes_of(alpha)
-    for i in range(rows):
-        row = c.address + offset(c.rows, i0 + i)
-        if c.cols.stride == size:
-            copy_elements(alpha, tile + i * _ROW_BYTES, row + j0 * size, columns)
-            continue
-        for j in range(columns):
-            store(tile + i * _ROW_BYTES + j * size, load(alpha, row + (j0 + j) * c.cols.stride))
-
-
-@inner
-def _write_tile(alpha, tile, rows, columns, c, i0, j0, scatter):
-    """Bring a finished tile to its place: ``C = tile``, all columns kept, or ``C += tile``."""
-    size = bytes_of(alpha)
-    side_by_side = c.cols.stride == size and c.cols.indices == 0
     for i in range(rows):
         source = tile + i * _ROW_BYTES
         row = c.address + offset(c.rows, i0 + i)
-        if side_by_side and scatter:
+        if c.cols.stride == size and c.cols.indices == 0:
             add_elements(alpha, row + j0 * size, source, columns)
             continue
-        if side_by_side:
-            copy_elements(alpha, row + j0 * size, source, columns)
-            continue
         for j in range(columns):
-            value = load(alpha, source + j * size)
             target = row + offset(c.cols, j0 + j)
-            if scatter:
-                value = load(alpha, target) + value
-            store(target, value)
+            store(target, load(alpha, target) + load(alpha, source + j * size))
 
 
 @inlined
@@ -335,9 +317,6 @@ def multiply(product, i_first, i_last, j_first, j_last):
     cut = _cut(alpha, i_last - i_first, product.depth, j_last - j_first)
     near = _near(alpha, cut, a, i_last - i_first)
     finish = not is_plain(epilogue, product.bias)
-    # A tile goes to a dense C directly; else it passes through `edge`. So does one that is finished
-    # at once: its way from there writes C once, of which two threads may share a cache line.
-    direct = not scatter and c.cols.stride == size and c.cols.indices == 0 and c.rows.indices == 0
     # A panel that one tile meets is a copy for nothing, unless units have to be brought together.
     used_once = (
         i_last - i_first <= MACHINE.tile_rows
@@ -358,7 +337,9 @@ def multiply(product, i_first, i_last, j_first, j_last):
     a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
     edge_places = stack_memory(PLACES_BYTES)
     list_places(edge_places, edge, _ROW_BYTES)
-    sums = c_places if direct and (cut.blocks > 1 or not finish) else edge_places
+    # A tile that will be added passes through `edge`. So does one that is finished at once: its way
+    # from there writes C once, of which two threads may share a cache line.
+    sums = c_places if not scatter and (cut.blocks > 1 or not finish) else edge_places
     one_run = stack_memory(8)
     store(one_run, 0)
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
@@ -397,13 +378,11 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     i0 = group.first + r0
                     behind = t * near.strip if near.packed else r0 * a_rows.row
                     list_places(a_places, a_rows.address + behind, a_rows.row)
-                    if direct:
+                    if spread.registers > 0:
+                        note_sources(work.table, c.address, c.rows, i0, high)
+                    elif not scatter:
                         c_tile = c.address + i0 * c.rows.stride + j0 * size
                         list_places(c_places, c_tile, c.rows.stride)
-                    elif spread.registers > 0:
-                        note_sources(work.table, c.address, c.rows, i0, high)
-                    elif begun:
-                        _read_tile(alpha, edge, high, columns, c, i0, j0)
                     requests_end = requests
                     if c_far and t < prefetching:
                         ahead = _sums_ahead(alpha, c, i0 + high, i_last - i0 - high, piece, step)
@@ -418,15 +397,15 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         b_panel, b_row, sums, requests, requests_end, begun,
                     )  # fmt: skip
                     if finish and (last or scatter):
-                        results = c_places if direct else edge_places
+                        results = edge_places if scatter else c_places
                         finish_tile(epilogue, results, sums, high, columns, bias)
                     if spread.registers > 0:
                         add_spread(
                             alpha, spread.start, high, edge, _ROW_BYTES, spread.registers,
                             work.table,
                         )  # fmt: skip
-                    elif not direct:
-                        _write_tile(alpha, edge, high, columns, c, i0, j0, scatter)
+                    elif scatter:
+                        _add_tile(alpha, edge, high, columns, c, i0, j0)
     keep_alive(memory)
 
 

@@ -32,6 +32,7 @@ from numbadrop.kernels.memory import (
     first_lanes,
     masked_load,
     masked_store,
+    opaque,
     pointer,
     spread,
 )
@@ -114,13 +115,6 @@ def _tile_function(
         emit_prefetch(entry, c_at[t], to_write=True)
     entry.branch(run.block)
 
-    # LLVM would keep one more pointer a row for each step of the unrolled loop, and run out of
-    # registers. What comes out of an empty piece of assembly it does not take apart.
-    same = ir.InlineAsm(ir.FunctionType(_I64, [_I64]), "", "=r,0")
-
-    def opaque(builder: ir.IRBuilder, number: Any) -> Any:
-        return builder.call(same, [number])
-
     def carried(builder: ir.IRBuilder, kind: Any, *incoming: Any) -> Any:
         phi = builder.phi(kind)
         for value, block in incoming:
@@ -141,6 +135,8 @@ def _tile_function(
                 factors = spread(builder, scalar, vector.count)
                 for v in range(vectors):
                     sums[r, v] = builder.call(fma, [factors, row[v], sums[r, v]])
+            # Else LLVM would keep one more pointer a row for each of the steps, and run out of
+            # registers.
             a_offset = opaque(builder, builder.add(a_offset, a_depth))
             b_at = at(builder, b_at, b_row)
         return sums, a_offset, b_at

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     call_case,
+    few_turns,
     first_lanes,
     load_index,
     masked_load,
@@ -157,31 +158,23 @@ def _mover(module: ir.Module, windows: int, fresh: bool) -> ir.Function:
     target, pitch, sources, rows, starts, before, positions = function.args
     words, floats = ir.VectorType(_I32, WORDS), ir.VectorType(ir.FloatType(), WORDS)
     lanes = ir.Constant(words, [_I32(word) for word in range(WORDS)])
-    entry = ir.IRBuilder(function.append_basic_block("entry"))
-    loop = ir.IRBuilder(function.append_basic_block("row"))
-    leave = ir.IRBuilder(function.append_basic_block("leave"))
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
 
     start, order, mask = [], [], []
     for w in map(_I64, range(windows)):
-        start.append(_element(entry, starts, w, _I64, 8))
-        order.append(_element(entry, positions, w, words, 4))
-        last = entry.trunc(_element(entry, before, w, _I64, 8), _I32)
-        mask.append(entry.icmp_signed(">", lanes, spread(entry, last, WORDS)))
-    entry.branch(loop.block)
-
-    row = loop.phi(_I64)
-    row.add_incoming(_I64(0), entry.block)
-    source = _element(loop, sources, row, _I64, 8)
-    place = loop.gep(target, [loop.mul(row, pitch)], source_etype=ir.IntType(8))
-    register = ir.Constant(floats, None) if fresh else loop.load(place, typ=floats, align=4)
-    for w in range(windows):
-        window = pointer(loop, loop.add(source, start[w]))
-        register = loop.select(mask[w], _permuted(loop, window, order[w]), register)
-    loop.store(register, place, align=4)
-    following = loop.add(row, _I64(1))
-    row.add_incoming(following, loop.block)
-    loop.cbranch(loop.icmp_signed("<", following, rows), loop.block, leave.block)
-    leave.ret_void()
+        start.append(_element(builder, starts, w, _I64, 8))
+        order.append(_element(builder, positions, w, words, 4))
+        last = builder.trunc(_element(builder, before, w, _I64, 8), _I32)
+        mask.append(builder.icmp_signed(">", lanes, spread(builder, last, WORDS)))
+    with few_turns(builder, rows) as row:
+        source = _element(builder, sources, row, _I64, 8)
+        place = builder.gep(target, [builder.mul(row, pitch)], source_etype=ir.IntType(8))
+        register = ir.Constant(floats, None) if fresh else builder.load(place, typ=floats, align=4)
+        for w in range(windows):
+            window = pointer(builder, builder.add(source, start[w]))
+            register = builder.select(mask[w], _permuted(builder, window, order[w]), register)
+        builder.store(register, place, align=4)
+    builder.ret_void()
     return function
 
 
@@ -225,16 +218,14 @@ def _move_narrow(
         vector, align = vector_type(alpha), itemsize(alpha)
         order = builder.load(pointer(builder, positions), typ=ir.VectorType(_I32, WORDS), align=4)
         mask = first_lanes(builder, vector.count, length)
-        with cgutils.for_range(builder, rows) as loop:
-            source = pointer(
-                builder, _element(builder, pointer(builder, sources), loop.index, _I64, 8)
-            )
+        with few_turns(builder, rows) as row:
+            source = pointer(builder, _element(builder, pointer(builder, sources), row, _I64, 8))
             if MACHINE.permute is None:
                 moved = _permuted(builder, source, order)
             else:
                 window = masked_load(builder, source, mask, vector, align)
                 moved = _reordered(builder, window, order)
-            place = builder.add(target, builder.mul(loop.index, pitch))
+            place = builder.add(target, builder.mul(row, pitch))
             builder.store(moved, pointer(builder, place), align=4)
         return context.get_dummy_value()
 
@@ -323,11 +314,11 @@ def _write_spread(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         target, source, registers, starts, positions = args
         words = ir.VectorType(_I32, WORDS)
-        with cgutils.for_range(builder, registers) as loop:
-            start = _element(builder, pointer(builder, starts), loop.index, _I64, 8)
-            order = _element(builder, pointer(builder, positions), loop.index, words, 4)
+        with few_turns(builder, registers) as number:
+            start = _element(builder, pointer(builder, starts), number, _I64, 8)
+            order = _element(builder, pointer(builder, positions), number, words, 4)
             moved = _permuted(builder, pointer(builder, builder.add(source, start)), order)
-            place = builder.gep(pointer(builder, target), [loop.index], source_etype=moved.type)
+            place = builder.gep(pointer(builder, target), [number], source_etype=moved.type)
             builder.store(moved, place, align=4)
         return context.get_dummy_value()
 
@@ -348,10 +339,10 @@ def _add_spread(
         bits = ir.VectorType(ir.IntType(1), vector.count)
         order = builder.load(pointer(builder, order), typ=ir.VectorType(_I32, WORDS), align=4)
         mask = builder.bitcast(builder.trunc(kept, ir.IntType(vector.count)), bits)
-        with cgutils.for_range(builder, rows) as loop:
-            row = builder.add(source, builder.mul(loop.index, pitch))
-            moved = builder.bitcast(_permuted(builder, pointer(builder, row), order), vector)
-            target = _element(builder, pointer(builder, targets), loop.index, _I64, 8)
+        with few_turns(builder, rows) as row:
+            values = pointer(builder, builder.add(source, builder.mul(row, pitch)))
+            moved = builder.bitcast(_permuted(builder, values, order), vector)
+            target = _element(builder, pointer(builder, targets), row, _I64, 8)
             place = pointer(builder, builder.add(target, start))
             old = masked_load(builder, place, mask, vector, align)
             masked_store(builder, builder.fadd(old, moved), place, mask, align)
