@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numba
 import pytest
 from kernel_checks import answer
 
@@ -115,6 +116,20 @@ def own(rule, w, slots, j, g):
         (tmp_path / "own_rule.py").write_text(rule.replace("FACTOR", factor), "utf-8")
         moved = -2.0 * float(factor)
         assert run(program, PYTHONDONTWRITEBYTECODE="1") == str([moved, 0.0, moved])
+
+
+@pytest.mark.skipif(numba.version_info.short > jit._TRIED, reason="a newer Numba loads its own way")
+def test_loading_leaves_out_what_only_compiling_needs():
+    """In a fresh process, all kernels: what one of them misses would end the process."""
+    program = """
+import sys
+from numbadrop.train.warmup import warm_up
+
+warm_up(("sgd", "nag", "adam", "adamw"), images=True)
+print("numba.np.arraymath" in sys.modules)
+"""
+    answer("-c", program)  # Compiles what no other test has yet.
+    assert answer("-c", program) == "False"
 
 
 def test_a_package_that_cannot_be_written_to(package, run, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.runtime import rtsys
 
 from numbadrop.address import DATA, SHAPE, STRIDES
 
@@ -32,6 +33,10 @@ __all__ = [
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 """Without the interpreter lock; division without a zero check, which would branch in every loop."""
+
+_TRIED = (0, 68)
+"""The newest Numba whose machine code is known to need no more than its runtime when it is loaded:
+what is missing would end the process."""
 
 _COMPILED: list[CFunc] = []
 """Owns the machine code whose addresses are handed out."""
@@ -71,17 +76,32 @@ def cache_folder() -> Path | None:
         return None
 
 
-def _keep_on_disk(compiled: Any) -> None:
+class _Cache(FunctionCache):  # type: ignore[misc]  # Numba's classes are Any here
+    """A cache that loads machine code without all that Numba knows of types and functions.
+
+    To make that ready takes longer than to load the kernels of a net, and only compiling needs it,
+    which sees to it itself.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        if numba.version_info.short > _TRIED:
+            return super().load_overload(sig, target_context)
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
+def _keep_on_disk(compiled: Any, function: Callable[..., Any]) -> None:
     """Let what will be compiled be kept between processes, if there is a place for it."""
     if cache_folder() is not None:
-        compiled.enable_caching()
+        compiled._cache = _Cache(function)
         compiled._cache._cache_file._source_stamp = sources_stamp()
 
 
 def entry(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls with arrays or numbers."""
     dispatcher = numba.njit(**_OPTIONS)(function)
-    _keep_on_disk(dispatcher)
+    _keep_on_disk(dispatcher, function)
     return dispatcher
 
 
@@ -129,7 +149,7 @@ def native_kernel(function: Callable[..., Any], first: Any, keep_on_disk: bool =
         function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}
     )
     if keep_on_disk:
-        _keep_on_disk(native)
+        _keep_on_disk(native, function)
     native.compile()
     _COMPILED.append(native)
     return native.address
