@@ -50,7 +50,7 @@ A literal as an argument makes a specialisation of its own; to Numba ``np.int64(
 """
 
 inlined = numba.njit(inline="always", **_CALLEE)
-"""The same for a large function that is called in one place, or contains the register tile.
+"""The same for a large function that is called in one place or two, or contains the register tile.
 
 Each level of calls compiles all that is below it again.
 """

@@ -151,9 +151,20 @@ def _check_apart(out, other):
 
 
 @inner
+def _address(array):
+    """Return a signed number: Numba's is not, and one of two kinds of integer would be a float."""
+    return np.int64(array.ctypes.data)
+
+
+@inner
 def _axis(array, axis, indices):
-    address = indices.ctypes.data if len(indices) else 0
+    address = _address(indices) if len(indices) else 0
     return Axis(array.strides[axis], array.shape[axis], address)
+
+
+@inner
+def _matrix(array, rows, cols):
+    return Matrix(_address(array), _axis(array, 0, rows), _axis(array, 1, cols))
 
 
 @inlined
@@ -165,16 +176,14 @@ def _multiply(a, b, c, b_rows, b_cols, c_rows, c_cols, alpha, scatter):
     cols = _count(b_cols, b.shape[1])
     strided = not scatter and c.strides[1] != c.itemsize
     dense = np.empty(c.shape if strided else (0, 0), c.dtype)
-    target = Matrix(c.ctypes.data, _axis(c, 0, c_rows), _axis(c, 1, c_cols))
-    if strided:
-        target = Matrix(dense.ctypes.data, _axis(dense, 0, c_rows), _axis(dense, 1, c_cols))
+    target = _matrix(dense, c_rows, c_cols) if strided else _matrix(c, c_rows, c_cols)
     product = Product(
         Epilogue(a.dtype.type(1), a.dtype.type(alpha)), 0, rows, cols, depth, scatter,
-        Strided(a.ctypes.data, a.strides[0], a.strides[1]),
-        Matrix(b.ctypes.data, _axis(b, 0, b_rows), _axis(b, 1, b_cols)),
+        Strided(_address(a), a.strides[0], a.strides[1]),
+        _matrix(b, b_rows, b_cols),
         target,
     )  # fmt: skip
-    multiply(product, 0, rows, 0, cols)
+    multiply(product, np.int64(0), rows, np.int64(0), cols)
     if strided:
         for i in range(rows):
             for j in range(cols):

@@ -7,7 +7,6 @@ products run on the calling thread, so that the caller's own `prange` decides wh
 
 from __future__ import annotations
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from numbadrop.address import address_of
@@ -62,11 +61,11 @@ def _multiply(
     """``C = f(A B[b_rows, b_cols])``, or with `scatter` ``C[c_rows, c_cols] += f(A B)``.
 
     The door checks nothing: operands are what `multiply_part` wants. Transposition is a view's
-    swapped strides. A C whose columns are not dense is copied to.
+    swapped strides. A C whose columns are not dense is copied to, unless it is added to.
     """
     rows, depth = a.shape
     cols = b.shape[1] if scatter else c.shape[1]
-    dense = c if scatter or c.strides[1] == c.itemsize else np.empty(c.shape, c.dtype)
+    dense = c if scatter or c.strides[1] == c.itemsize else empty(c.shape, c)
     run_task(
         multiply_part, c.dtype, epilogue,
         id(a), id(b), id(dense), 0 if bias is None else address_of(bias), cols, scatter,
@@ -126,7 +125,8 @@ def gathered_matmul(
     rows, cols : IndexSet, array_like of int or bool, or None
         The kept inputs and outputs: ascending and unique, or a boolean mask; None means all.
     out : ndarray of the same dtype, shape (batch, len(cols)), optional
-        Written to, and returned. It must not overlap `x` or `w`.
+        Written to, and returned. It must not overlap `x` or `w`. Copied to where its columns are
+        not dense.
 
     Returns
     -------

@@ -1,9 +1,9 @@
 """The product C = f(A B) or C += f(A B) as loops around packing and the register tile.
 
 A is read where it lies, by address and two strides, or from a copy if its rows are far apart. B is
-gathered while it is packed; a dense one that a single tile meets is read where it lies, too. What
-is added to C may be a block of its rows and columns. Forward pass, input gradient and weight
-gradient, dense or gathered, differ in their operands alone. f is the `epilogue`.
+gathered while it is packed; a dense one that a single tile meets is read where it lies, too. A C
+that is added to may be a block of the rows and columns of an array. Forward pass, input gradient
+and weight gradient, dense or gathered, differ in their operands alone. f is the `epilogue`.
 """
 
 from __future__ import annotations
@@ -446,7 +446,7 @@ def _gathered(array, rows, cols):
 
 
 def multiply_part(task, part, parts):
-    """Do one part of a product; a task is an `Epilogue` and words.
+    """Do one part of a `Product`; a task is an `Epilogue` and words.
 
     The words are the `id` of A, B and C; the address of the bias or 0; the columns; whether to
     scatter; and the addresses of the kept rows and columns of B, and of C, 0 where all are kept.

@@ -185,8 +185,8 @@ def _move_registers(
 ) -> Any:  # fmt: skip
     """Write one register a row, `pitch` bytes apart, of words that lie in `windows` windows.
 
-    All but the first two are addresses or numbers as `Windows` and `_mover` have them. There is
-    at least one row, and there are 1 to `_MOST_WINDOWS` windows.
+    All but the first two are addresses or numbers as `Windows` and `_mover` have them. There are 1
+    to `_MOST_WINDOWS` windows.
     """
     i64 = types.int64
 
