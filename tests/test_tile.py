@@ -179,7 +179,7 @@ def test_the_inner_loop_of_other_machines(
     label = block[: block.index(":")]
     loop = block[: block.rindex(label)]  # up to the jump back
     sums = machine.tile_rows * machine.tile_vectors
-    assert loop.count(multiply_add) == tile._UNROLL * sums
+    assert loop.count(multiply_add) == tile._steps_a_turn(prefetches) * sums
     register = r"(?:v|q|%[xyz]mm)\d"
     on_stack = [line for line in loop.split("\n") if re.search(memory, line)]
     if prefetches:  # where the list ends may be read from there

@@ -41,7 +41,6 @@ __all__ = ["register_tile", "request_bytes"]
 
 _I64 = ir.IntType(64)
 _POINTER = ir.PointerType()
-_UNROLL = 2
 _HALVED_BYTES = 64
 """Many CPUs take two turns for a multiply-add of such a register, and one for half of it."""
 
@@ -50,6 +49,15 @@ _HALVED_BYTES = 64
 def request_bytes(vectors):
     """Return how many bytes a tile of this width asks for at a time: whole cache lines."""
     return max(vectors * MACHINE.vector_bytes, CACHE_LINE)
+
+
+def _steps_a_turn(prefetches: bool) -> int:
+    """Return how many steps of the depth a turn of the loop does.
+
+    Two where it makes a request, or registers are small, so that what the loop itself takes counts.
+    Else two would be no faster, and twice as much to compile.
+    """
+    return 2 if prefetches or MACHINE.vector_bytes < _HALVED_BYTES else 1
 
 
 def _tile_function(
@@ -88,8 +96,8 @@ def _tile_function(
     def block(name: str) -> ir.IRBuilder:
         return ir.IRBuilder(function.append_basic_block(name))
 
-    entry, run, begin_run, head, body, tail_head, tail, end_run = map(
-        block, ("entry", "run", "begin_run", "head", "body", "tail_head", "tail", "end_run")
+    entry, run, begin_run, head, body, end_run = map(
+        block, ("entry", "run", "begin_run", "head", "body", "end_run")
     )
     leave, resume, write, write_part, write_whole, end = map(
         block, ("leave", "resume", "write", "write_part", "write_whole", "end")
@@ -108,7 +116,8 @@ def _tile_function(
     c_rows = [listed(entry, c_table, _I64(r), _POINTER) for r in range(rows)]
     tiles = [(r, v) for r in range(rows) for v in range(vectors)]
     c_at = {(r, v): at(entry, c_rows[r], v * MACHINE.vector_bytes) for r, v in tiles}
-    whole = entry.sub(depth, entry.urem(depth, ir.Constant(_I64, _UNROLL)))
+    steps = _steps_a_turn(prefetches)
+    whole = entry.sub(depth, entry.urem(depth, _I64(steps)))
     last_request = entry.gep(requests_end, [_I64(-1)], source_etype=_POINTER)
     # What will be written comes into the cache while sums are made, and nobody waits for it.
     for t in tiles:
@@ -161,7 +170,7 @@ def _tile_function(
         request = carried(head, _POINTER, (state[3], before))
         sums = {t: carried(head, vector, (state[4][t], before)) for t in tiles}
         head.cbranch(head.icmp_unsigned("<", done, limit), body.block, after)
-        new_request = ask(body, request) if prefetches and times == _UNROLL else request
+        new_request = ask(body, request) if prefetches and times == steps else request
         new_sums, new_a, new_b = step(body, dict(sums), a_offset, b_at, times)
         done.add_incoming(body.add(done, ir.Constant(_I64, times)), body.block)
         a_offset.add_incoming(new_a, body.block)
@@ -179,11 +188,13 @@ def _tile_function(
     run.cbranch(run.icmp_unsigned("<", number, runs), begin_run.block, leave.block)
     start = listed(begin_run, run_starts, number, _I64)
     begin_run.branch(head.block)
-    state = loop(
-        head, body, tail_head.block, whole, _UNROLL,
-        begin_run.block, (_I64(0), start, b_run, request_run, sums),
-    )  # fmt: skip
-    state = loop(tail_head, tail, end_run.block, depth, 1, head.block, state)
+    state = (_I64(0), start, b_run, request_run, sums)
+    if steps == 1:
+        state = loop(head, body, end_run.block, depth, steps, begin_run.block, state)
+    else:
+        tail_head, tail = block("tail_head"), block("tail")
+        state = loop(head, body, tail_head.block, whole, steps, begin_run.block, state)
+        state = loop(tail_head, tail, end_run.block, depth, 1, head.block, state)
     _, _, b_end, request_end, new_sums = state
     number.add_incoming(end_run.add(number, _I64(1)), end_run.block)
     b_run.add_incoming(b_end, end_run.block)
