@@ -128,7 +128,7 @@ from numbadrop.train.warmup import warm_up
 warm_up(("sgd", "nag", "adam", "adamw"), images=True)
 print("numba.np.arraymath" in sys.modules)
 """
-    answer("-c", program)  # Compiles what no other test has yet.
+    answer("-c", program, timeout=600)  # Compiles what no other test has yet.
     assert answer("-c", program) == "False"
 
 
