@@ -9,13 +9,16 @@ import os
 import sys
 import time
 
+import numba
 import numpy as np
 import pytest
 from kernel_checks import answer, check_many, copied
+from numba import types
 
 from numbadrop import kernels
 from numbadrop.kernels import matmul
 from numbadrop.kernels import threads as crew_of_threads
+from numbadrop.kernels.memory import CACHE_LINE, load_index, store
 
 SHAPES = [(1, 1, 1), (17, 47, 33), (3, 515, 40), (130, 70, 90)]
 
@@ -258,6 +261,33 @@ print("end")
 """
     for _ in range(3):
         assert answer("-c", START + program, timeout=20) == "end"
+
+
+@numba.cfunc(types.void(types.int64, types.int64, types.int64))
+def note_part(notes, part, parts):
+    """Write down which parts are done, in turn; the first word counts them."""
+    store(notes + 8 * load_index(notes, 0) + 8, part)
+    store(notes, load_index(notes, 0) + 1)
+
+
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_a_thread_takes_its_own_part_first_and_each_part_once(own):
+    """What a part needs lies in the cache of the core that did it of the task before."""
+    parts, patience = 3, 5
+    shared = np.zeros(crew_of_threads._TAKEN // 8 + parts * CACHE_LINE // 8, np.int64)
+    at = shared.ctypes.data
+    native = crew_of_threads._native()
+    native.serve(at, own, parts, patience)  # There is no task yet.
+    for number in (1, 2):
+        notes = np.zeros(1 + 2 * parts, np.int64)
+        shared[crew_of_threads._KERNEL // 8] = note_part.address
+        shared[crew_of_threads._TASK // 8] = notes.ctypes.data
+        shared[crew_of_threads._NUMBER // 8] = number
+        native.serve(at, own, parts, patience)
+        native.serve(at, 0, parts, patience)
+        assert notes[0] == shared[crew_of_threads._DONE // 8] - (number - 1) * parts == parts
+        assert list(notes[1:]) == [own, (own + 1) % parts, (own + 2) % parts, 0, 0, 0]
+    assert shared[crew_of_threads._ASLEEP // 8] == 5
 
 
 def test_idle_threads_sleep():

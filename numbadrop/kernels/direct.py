@@ -13,6 +13,7 @@ from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
+    address_in,
     align,
     first_of,
     keep_alive,
@@ -119,17 +120,17 @@ def convolve_part(task, part, parts):
     most_panels = (panels + groups - 1) // groups
     work = workspace(stack_memory(WORKSPACE_BYTES))
     packed_memory = np.empty(most_panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
-    packed = align(packed_memory.ctypes.data, CACHE_LINE)
+    packed = align(address_in(packed_memory), CACHE_LINE)
     bias_memory = np.zeros(most_panels * width * size, np.uint8)
-    biases = bias_memory.ctypes.data
+    biases = address_in(bias_memory)
     most_lines = min(lines_in(_BAND_BYTES, p, size), end - begin)
     band_memory = np.empty(most_band_bytes(p, most_lines, p.channels, size) + CACHE_LINE, np.uint8)
-    band = align(band_memory.ctypes.data, CACHE_LINE)
+    band = align(address_in(band_memory), CACHE_LINE)
     # Of the rows of a tile: in P, in C, and the panel's part of C.
     a_places, targets = stack_memory(_PIECES_BYTES), stack_memory(_PIECES_BYTES)
     c_places = stack_memory(PLACES_BYTES)
     places_memory = np.empty(p.runs + 2 * most_lines, np.int64)
-    run_starts = places_memory.ctypes.data
+    run_starts = address_in(places_memory)
     line_places = run_starts + 8 * p.runs
     line_targets = line_places + 8 * most_lines
 
@@ -248,13 +249,13 @@ def correlate_part(task, part, parts):
     panel_bytes = most_lines * p.columns * width * size
     work = workspace(stack_memory(WORKSPACE_BYTES))
     packed_memory = np.empty(panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
-    packed = align(packed_memory.ctypes.data, CACHE_LINE)
+    packed = align(address_in(packed_memory), CACHE_LINE)
     band_memory = np.empty(most_band_bytes(p, most_lines, channels, size) + CACHE_LINE, np.uint8)
-    band = align(band_memory.ctypes.data, CACHE_LINE)
+    band = align(address_in(band_memory), CACHE_LINE)
     a_places, targets = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
     c_places = stack_memory(PLACES_BYTES)
     places_memory = np.empty(most_lines, np.int64)
-    line_places = np.int64(places_memory.ctypes.data)
+    line_places = address_in(places_memory)
     gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
     tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
     tile_split = split(rows, tiles)

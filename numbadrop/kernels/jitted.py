@@ -16,7 +16,7 @@ from numba.extending import overload
 from numbadrop.kernels import matmul
 from numbadrop.kernels.epilogue import Epilogue
 from numbadrop.kernels.jit import inlined, inner
-from numbadrop.kernels.memory import keep_alive
+from numbadrop.kernels.memory import address_in, keep_alive
 from numbadrop.kernels.packing import Matrix
 from numbadrop.kernels.product import Product, Strided, multiply
 from numbadrop.kernels.windows import Axis
@@ -132,7 +132,7 @@ def _(out, rows, cols, like):
 @inner
 def _bounds(array):
     """Return the addresses between which an array lies."""
-    low = high = array.ctypes.data
+    low = high = address_in(array)
     for axis in range(2):
         if array.shape[axis] == 0:
             return low, low
@@ -151,20 +151,14 @@ def _check_apart(out, other):
 
 
 @inner
-def _address(array):
-    """Return a signed number: Numba's is not, and one of two kinds of integer would be a float."""
-    return np.int64(array.ctypes.data)
-
-
-@inner
 def _axis(array, axis, indices):
-    address = _address(indices) if len(indices) else 0
+    address = address_in(indices) if len(indices) else 0
     return Axis(array.strides[axis], array.shape[axis], address)
 
 
 @inner
 def _matrix(array, rows, cols):
-    return Matrix(_address(array), _axis(array, 0, rows), _axis(array, 1, cols))
+    return Matrix(address_in(array), _axis(array, 0, rows), _axis(array, 1, cols))
 
 
 @inlined
@@ -179,7 +173,7 @@ def _multiply(a, b, c, b_rows, b_cols, c_rows, c_cols, alpha, scatter):
     target = _matrix(dense, c_rows, c_cols) if strided else _matrix(c, c_rows, c_cols)
     product = Product(
         Epilogue(a.dtype.type(1), a.dtype.type(alpha)), 0, rows, cols, depth, scatter,
-        Strided(_address(a), a.strides[0], a.strides[1]),
+        Strided(address_in(a), a.strides[0], a.strides[1]),
         _matrix(b, b_rows, b_cols),
         target,
     )  # fmt: skip

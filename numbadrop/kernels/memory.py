@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -21,6 +22,7 @@ from numbadrop.kernels.jit import inner
 __all__ = [
     "CACHE_LINE",
     "add_elements",
+    "address_in",
     "align",
     "array_data",
     "array_length",
@@ -330,6 +332,15 @@ def words_behind(typingctx: Any, task: Any) -> Any:
 def align(address, step):
     """Return the first multiple of `step` that is not below `address`."""
     return (address + step - 1) // step * step
+
+
+@inner
+def address_in(array):
+    """Return where an array's first element lies, as a signed number like all other addresses.
+
+    Numba's is unsigned: with one of the others it makes a float, and callees are compiled twice.
+    """
+    return np.int64(array.ctypes.data)
 
 
 @inner

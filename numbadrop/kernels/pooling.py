@@ -25,6 +25,7 @@ from numbadrop.kernels.device import cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
+    address_in,
     as_pointer,
     clear_bytes,
     first_of,
@@ -238,7 +239,7 @@ def _gradient_part(task, part, parts):
                 for r in range(top, bottom):
                     for c in range(left, right):
                         at = r * line + c * pixel
-                        target = image_dx + at if begin <= r < end else elsewhere.ctypes.data
+                        target = image_dx + at if begin <= r < end else address_in(elsewhere)
                         dx_pixel = carray(as_pointer(zero, target), units)
                         x_pixel = carray(as_pointer(zero, image_x + at), units)
                         if x != 0:

@@ -18,6 +18,7 @@ from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
     add_elements,
+    address_in,
     align,
     array_data,
     array_length,
@@ -345,7 +346,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
     panel_bytes = align((cut.block + wide) * _ROW_BYTES, CACHE_LINE)
     memory = np.empty(CACHE_LINE + panel_bytes + near.size, np.uint8)
-    panel = align(memory.ctypes.data, CACHE_LINE)
+    panel = align(address_in(memory), CACHE_LINE)
 
     # Loop 1: rows of A and C, a group at a time.
     for number in range(cut.groups):

@@ -36,6 +36,7 @@ from numbadrop.kernels.device import cuda, is_host
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
+    address_in,
     as_pointer,
     copy_bytes,
     first_of,
@@ -205,13 +206,13 @@ def _update_rows(task, part, parts):
     wide = lanes(element)
     registers = (span + wide - 1) // wide
     spread_memory = np.zeros(registers * MACHINE.vector_bytes, np.uint8)
-    spread = np.int64(spread_memory.ctypes.data)
+    spread = address_in(spread_memory)
     g = carray(as_pointer(element, spread), span)
     table_memory = np.empty(windows_bytes(registers), np.uint8)
-    table = windows(np.int64(table_memory.ctypes.data), registers)
+    table = windows(address_in(table_memory), registers)
     copy_row = registers * MACHINE.vector_bytes
     copy_memory = np.empty(0 if MACHINE.masked_stores else _MOST_ARRAYS * copy_row, np.uint8)
-    copy = np.int64(copy_memory.ctypes.data)
+    copy = address_in(copy_memory)
     if col_count >= wide:
         find_spread(element, cols, np.int64(0), col_count, col_count, np.int64(0), table)
     for i in range(first, last):

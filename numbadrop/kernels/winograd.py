@@ -25,6 +25,7 @@ from numbadrop.kernels.geometry import Taps
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
+    address_in,
     align,
     first_of,
     keep_alive,
@@ -185,7 +186,7 @@ def transform_part(task, part, parts):
     tap_bytes = (_DEEP + wide) * width * size + CACHE_LINE
     # Nine taps; one that belongs to another piece; and an element that is zero.
     taps_memory = np.zeros(11 * tap_bytes + CACHE_LINE, np.uint8)
-    taps = align(taps_memory.ctypes.data, CACHE_LINE)
+    taps = align(address_in(taps_memory), CACHE_LINE)
     not_here, nowhere = taps + 9 * tap_bytes, taps + 10 * tap_bytes
     sources = stack_memory(25 * 8)
     targets = sources + 9 * 8
@@ -255,12 +256,12 @@ def convolve_part(task, part, parts):
     m_row = width * size
     v_step, m_step = _apart(most_pixel_squares(p, most) * v_row), _apart(most * m_row)
     block_memory = np.empty(16 * (v_step + m_step) + CACHE_LINE, np.uint8)
-    v = align(block_memory.ctypes.data, CACHE_LINE)
+    v = align(address_in(block_memory), CACHE_LINE)
     m = v + 16 * v_step
     # What lies outside: pixels that are read, results that are written, and no bias. Addresses of
     # Numba's are unsigned, and one of two kinds of integer would be a float.
     outside_memory = np.zeros(p.channels * size + 2 * m_row, np.uint8)
-    zeros = np.int64(outside_memory.ctypes.data)
+    zeros = address_in(outside_memory)
     nowhere = zeros + p.channels * size
     no_bias = nowhere + m_row
     most_runs = pieces.down * pieces.along
@@ -268,7 +269,7 @@ def convolve_part(task, part, parts):
     # Of the last rows and squares a whole table is read, or written, and what lies behind is not
     # used.
     table_memory = np.empty(16 + 4 + most_runs + 5 * most + PLACES, np.int64)
-    sums = table_memory.ctypes.data
+    sums = address_in(table_memory)
     targets = sums + 8 * 16
     run_starts = targets + 8 * 4
     rows = run_starts + 8 * most_runs
@@ -372,16 +373,16 @@ def correlate_part(task, part, parts):
     sum_step = p.channels * sum_row
     sums += first_channel * sum_row + v_first * MACHINE.vector_bytes
     block_memory = np.empty(16 * v_step + CACHE_LINE, np.uint8)
-    v = align(block_memory.ctypes.data, CACHE_LINE)
+    v = align(address_in(block_memory), CACHE_LINE)
     # Zeros, as in `workspace`: behind the last column nothing is written.
     gradient_memory = np.zeros(16 * y_step + CACHE_LINE, np.uint8)
-    y = align(gradient_memory.ctypes.data, CACHE_LINE)
+    y = align(address_in(gradient_memory), CACHE_LINE)
     zeros_memory = np.zeros(max(channels, columns) * size, np.uint8)
-    zeros = np.int64(zeros_memory.ctypes.data)
+    zeros = address_in(zeros_memory)
     a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
     values = stack_memory(SQUARE_BYTES)
     table_memory = np.empty(16 + 16 + 9 + most // line, np.int64)
-    gradients = table_memory.ctypes.data
+    gradients = address_in(table_memory)
     sources = gradients + 8 * 16
     targets = sources + 8 * 16
     run_starts = targets + 8 * 9
