@@ -8,7 +8,6 @@ import numpy as np
 from numba import carray
 from numpy.typing import ArrayLike
 
-from numbadrop.address import address_of
 from numbadrop.kernels.arrays import (
     Array,
     Units,
@@ -20,7 +19,15 @@ from numbadrop.kernels.arrays import (
 )
 from numbadrop.kernels.device import cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
-from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_behind
+from numbadrop.kernels.memory import (
+    array_data,
+    array_length,
+    array_stride,
+    as_pointer,
+    first_of,
+    load_index,
+    words_behind,
+)
 from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
 
@@ -49,9 +56,8 @@ def _gradient_part(task, part, parts):
     positive, other = first_of(task)
     words = words_behind(task)
     rows, cols = load_index(words, 0), load_index(words, 1)
-    g, y, h, sums = (
-        load_index(words, 2), load_index(words, 3), load_index(words, 4), load_index(words, 5)
-    )  # fmt: skip
+    g, y = array_data(load_index(words, 2)), array_data(load_index(words, 3))
+    h, sums = array_data(load_index(words, 4)), array_data(load_index(words, 5))
     pitch = cols * bytes_of(positive)
     chunks = (rows + _SUMMED_ROWS - 1) // _SUMMED_ROWS
     for chunk in range(share(chunks, parts, part), share(chunks, parts, part + 1)):
@@ -60,7 +66,7 @@ def _gradient_part(task, part, parts):
         for i in range(chunk * _SUMMED_ROWS, min((chunk + 1) * _SUMMED_ROWS, rows)):
             at = i * pitch
             g_row = carray(as_pointer(positive, g + at), cols)
-            if h == 0:  # nothing to multiply by
+            if h == g:  # nothing to multiply by
                 for j in range(cols):
                     total[j] += g_row[j]
             else:
@@ -76,10 +82,10 @@ def _take_part(task, part, parts):
     (factor,) = first_of(task)
     size = bytes_of(factor)
     words = words_behind(task)
-    rows, cols, width = load_index(words, 0), load_index(words, 1), load_index(words, 2)
-    x, x_row, y, units = (
-        load_index(words, 3), load_index(words, 4), load_index(words, 5), load_index(words, 6)
-    )  # fmt: skip
+    x, y, units = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    width, x_row = array_length(x, 1), array_stride(x, 0)
+    rows, cols = array_length(y, 0), array_length(y, 1)
+    x, y = array_data(x), array_data(y)
     positions = carray(as_pointer(rows, units), cols)
     for i in range(share(rows, parts, part), share(rows, parts, part + 1)):
         x_whole = carray(as_pointer(factor, x + i * x_row), width)
@@ -137,7 +143,7 @@ def rectifier_gradient(
     sums = np.empty((-(-rows // _SUMMED_ROWS), cols), g.dtype)
     run_task(
         _gradient_part, g.dtype, _Gradient(scale, scale * slope),
-        rows, cols, address_of(g), address_of(y), 0 if h is g else address_of(h), address_of(sums),
+        rows, cols, id(g), id(y), id(h), id(sums),
         parallel=g.size >= _GRADIENT_SERIAL_BELOW,
     )  # fmt: skip
     return h, sums[0] if len(sums) == 1 else sums.sum(axis=0)
@@ -180,8 +186,7 @@ def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
         x = np.ascontiguousarray(x)
     y = empty((len(x), len(units)), x)
     run_task(
-        _take_part, x.dtype, _Take(factor),
-        *y.shape, x.shape[1], address_of(x), x.strides[0], address_of(y), units.address,
+        _take_part, x.dtype, _Take(factor), id(x), id(y), units.address,
         parallel=y.size >= _TAKE_SERIAL_BELOW,
     )  # fmt: skip
     return y

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numbadrop.address import address_of
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels.memory import first_of, load, load_index, store, words_behind
+from numbadrop.kernels.memory import array_data, first_of, load, load_index, store, words_behind
 from numbadrop.kernels.task import run_task
 from numbadrop.kernels.windows import Axis, unit
 
@@ -23,7 +22,7 @@ class _Keys(NamedTuple):
 def _sample_part(task, part, parts):
     (one,) = first_of(task)
     words = words_behind(task)
-    keys, out = load_index(words, 0), load_index(words, 4)
+    keys, out = array_data(load_index(words, 0)), array_data(load_index(words, 4))
     axis = Axis(8, load_index(words, 2), load_index(words, 1))
     left = load_index(words, 3)
     i = 0
@@ -76,6 +75,6 @@ def sample_units(units: IndexSet, keep: int, rng: np.random.Generator) -> IndexS
     chosen = np.empty(keep, np.int64)
     run_task(
         _sample_part, keys.dtype, _Keys(1.0),
-        address_of(keys), units.address, len(units), keep, address_of(chosen), parallel=False,
+        id(keys), units.address, len(units), keep, id(chosen), parallel=False,
     )  # fmt: skip
     return IndexSet._trusted(chosen, units.size)

@@ -9,10 +9,17 @@ import numpy as np
 from numba import carray
 from numpy.typing import ArrayLike, NDArray
 
-from numbadrop.address import address_of
 from numbadrop.kernels.arrays import Array, check_alike, check_matrix, check_real
 from numbadrop.kernels.device import as_array, cuda, is_host, to_device
-from numbadrop.kernels.memory import as_pointer, first_of, load_index, store, words_behind
+from numbadrop.kernels.memory import (
+    array_data,
+    array_length,
+    as_pointer,
+    first_of,
+    load_index,
+    store,
+    words_behind,
+)
 from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
 
@@ -29,14 +36,12 @@ class _Factor(NamedTuple):
 def _cross_entropy_part(task, part, parts):
     (factor,) = first_of(task)
     words = words_behind(task)
-    rows, cols = load_index(words, 0), load_index(words, 1)
-    shape = (rows, cols)
-    z = carray(as_pointer(factor, load_index(words, 2)), shape)
-    labels = carray(as_pointer(rows, load_index(words, 3)), rows)
-    # One of the two is wanted; the other's address is 0.
-    losses, gradient = load_index(words, 4), load_index(words, 5)
-    loss = carray(as_pointer(factor, losses), rows)
-    dz = carray(as_pointer(factor, gradient), shape)
+    logits, gradient = load_index(words, 0), load_index(words, 3) != 0
+    shape = rows, cols = array_length(logits, 0), array_length(logits, 1)
+    z = carray(as_pointer(factor, array_data(logits)), shape)
+    labels = carray(as_pointer(rows, array_data(load_index(words, 1))), rows)
+    out = as_pointer(factor, array_data(load_index(words, 2)))
+    loss, dz = carray(out, rows), carray(out, shape)  # one of the two
     for i in range(share(rows, parts, part), share(rows, parts, part + 1)):
         label = labels[i]
         known = 0 <= label < cols
@@ -48,16 +53,16 @@ def _cross_entropy_part(task, part, parts):
         for j in range(cols):
             power = np.exp(z[i, j] - largest)
             total += power
-            if gradient != 0:
+            if gradient:
                 dz[i, j] = power
         if not known:
-            store(load_index(words, 6), 1)
-        elif losses != 0:
-            loss[i] = np.log(total) - (z[i, label] - largest)
-        else:
+            store(array_data(load_index(words, 4)), 1)
+        elif gradient:
             for j in range(cols):
                 dz[i, j] = dz[i, j] * (factor / total)
             dz[i, label] -= factor
+        else:
+            loss[i] = np.log(total) - (z[i, label] - largest)
 
 
 def _run(logits: Array, labels: ArrayLike, factor: float | Array, gradient: bool) -> Array:
@@ -68,11 +73,9 @@ def _run(logits: Array, labels: ArrayLike, factor: float | Array, gradient: bool
     logits = np.ascontiguousarray(logits)
     out = np.empty(logits.shape if gradient else batch, logits.dtype)
     unknown = np.zeros(1, np.int64)
-    to = address_of(out)
     run_task(
         _cross_entropy_part, logits.dtype, _Factor(factor),
-        batch, classes, address_of(logits), address_of(checked),
-        *((0, to) if gradient else (to, 0)), address_of(unknown),
+        id(logits), id(checked), id(out), gradient, id(unknown),
         parallel=logits.size >= _SERIAL_BELOW,
     )  # fmt: skip
     if unknown[0]:

@@ -19,7 +19,6 @@ import numpy as np
 from numba import carray
 from numba.extending import overload
 
-from numbadrop.address import address_of
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import (
     Array,
@@ -37,6 +36,8 @@ from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import (
     address_in,
+    array_data,
+    array_stride,
     as_pointer,
     copy_bytes,
     first_of,
@@ -180,12 +181,12 @@ def _update_rows(task, part, parts):
     rule = first_of(task)
     element = rule[0]
     words = words_behind(task)
-    row_count, col_count = load_index(words, 0), load_index(words, 1)
-    width = load_index(words, 2)
-    rows = Axis(load_index(words, 3), 0, load_index(words, 4))
-    cols = Axis(bytes_of(element), width, load_index(words, 5))
-    value, slots, slot_stride = load_index(words, 6), load_index(words, 7), load_index(words, 8)
-    grad, grad_row = load_index(words, 9), load_index(words, 10)
+    value, slots, grad = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    row_count, col_count, width = load_index(words, 3), load_index(words, 4), load_index(words, 5)
+    rows = Axis(width * bytes_of(element), 0, load_index(words, 6))
+    cols = Axis(bytes_of(element), width, load_index(words, 7))
+    slot_stride, grad_row = array_stride(slots, 0), array_stride(grad, 0)
+    value, slots, grad = array_data(value), array_data(slots), array_data(grad)
 
     first, last = share(row_count, parts, part), share(row_count, parts, part + 1)
     if cols.indices == 0:
@@ -343,21 +344,16 @@ def _run(update: Update) -> None:
     rule, value, slots, grad, row_set, col_set = update
     if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
         grad = grad.copy()
-    row_count, row_stride, grad_stride = 1, 0, 0
-    if value.ndim == 2:
-        row_count, row_stride, grad_stride = len(grad), value.strides[0], grad.strides[0]
     col_count = grad.shape[-1]
+    row_count = len(grad) if grad.ndim == 2 else 1
     try:
         # The rule's numbers enter in the dtype of the weights: in float64 they would double the
         # width of all sums.
         run_task(
             _update_part, value.dtype, rule,
-            row_count, col_count, value.shape[-1],
-            row_stride,
+            id(value), id(slots), id(grad), row_count, col_count, value.shape[-1],
             0 if row_set is None else row_set.address,
             0 if col_set is None else col_set.address,
-            address_of(value), address_of(slots), slots.strides[0],
-            address_of(grad), grad_stride,
             parallel=row_count * col_count >= _SERIAL_BELOW,
         )  # fmt: skip
     except struct.error:
