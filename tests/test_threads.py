@@ -18,7 +18,8 @@ from numba import types
 from numbadrop import kernels
 from numbadrop.kernels import matmul
 from numbadrop.kernels import threads as crew_of_threads
-from numbadrop.kernels.memory import CACHE_LINE, load_index, store
+from numbadrop.kernels.atomics import atomic_add
+from numbadrop.kernels.memory import CACHE_LINE, store
 
 SHAPES = [(1, 1, 1), (17, 47, 33), (3, 515, 40), (130, 70, 90)]
 
@@ -263,16 +264,22 @@ print("end")
         assert answer("-c", START + program, timeout=20) == "end"
 
 
-@numba.cfunc(types.void(types.int64, types.int64, types.int64))
 def note_part(notes, part, parts):
     """Write down which parts are done, in turn; the first word counts them."""
-    store(notes + 8 * load_index(notes, 0) + 8, part)
-    store(notes, load_index(notes, 0) + 1)
+    place = atomic_add(notes, 1)
+    store(notes + 8 + 8 * place, part)
+
+
+@pytest.fixture(scope="module")
+def noting():
+    """Return `note_part` compiled."""
+    i64 = types.int64
+    return numba.cfunc(types.void(i64, i64, i64))(note_part)
 
 
 @pytest.mark.parametrize("own", [0, 1, 2])
-def test_a_thread_takes_its_own_part_first_and_each_part_once(own):
-    """What a part needs lies in the cache of the core that did it of the task before."""
+def test_a_thread_takes_its_own_part_first_and_each_part_once(own, noting):
+    """What a part needs lies in the cache of the core that did the same part before."""
     parts, patience = 3, 5
     shared = np.zeros(crew_of_threads._TAKEN // 8 + parts * CACHE_LINE // 8, np.int64)
     at = shared.ctypes.data
@@ -280,14 +287,26 @@ def test_a_thread_takes_its_own_part_first_and_each_part_once(own):
     native.serve(at, own, parts, patience)  # There is no task yet.
     for number in (1, 2):
         notes = np.zeros(1 + 2 * parts, np.int64)
-        shared[crew_of_threads._KERNEL // 8] = note_part.address
+        shared[crew_of_threads._KERNEL // 8] = noting.address
         shared[crew_of_threads._TASK // 8] = notes.ctypes.data
         shared[crew_of_threads._NUMBER // 8] = number
         native.serve(at, own, parts, patience)
         native.serve(at, 0, parts, patience)
         assert notes[0] == shared[crew_of_threads._DONE // 8] - (number - 1) * parts == parts
         assert list(notes[1:]) == [own, (own + 1) % parts, (own + 2) % parts, 0, 0, 0]
-    assert shared[crew_of_threads._ASLEEP // 8] == 5
+    shared[crew_of_threads._NUMBER // 8] = 1  # as who looked, and was sent away, before task 2
+    native.serve(at, own, parts, patience)
+    assert notes[0] == parts
+    assert shared[crew_of_threads._ASLEEP // 8] == 6
+
+
+def test_no_part_is_done_twice_or_not_at_all(noting):
+    kernels.set_num_threads(4)
+    for _ in range(3000):
+        notes = np.zeros(9, np.int64)
+        crew_of_threads.run(noting.address, notes.ctypes.data, parallel=True)
+        assert sorted(notes[1:5]) == [0, 1, 2, 3]
+        assert notes[0] == 4
 
 
 def test_idle_threads_sleep():

@@ -48,14 +48,15 @@ __all__ = ["get_num_threads", "run", "set_num_threads"]
 
 # What threads share: words of 8 bytes, on a cache line of their own where they are contended for.
 _NUMBER = 0
-"""Of the current task."""
+"""Of the current task; the first is 1."""
 _KERNEL = 1 * 8
 _TASK = 2 * 8
 _DONE = 8 * 8
 _ASLEEP = 16 * 8
 _TAKEN = 24 * 8
-"""For each part the number of the task of which it was taken last, a cache line apart. All parts
-of a task are taken before the next has a number: who comes late with an old number takes none."""
+"""For each part, on a cache line of its own: the number of the last task of which it was taken, at
+first 0. All parts of a task are taken before the next has a number: who comes late with an old
+number takes none."""
 _MOST_THREADS = 4095
 """More than a machine has, so that a mistyped number does not start a million."""
 

@@ -258,8 +258,7 @@ def convolve_part(task, part, parts):
     block_memory = np.empty(16 * (v_step + m_step) + CACHE_LINE, np.uint8)
     v = align(address_in(block_memory), CACHE_LINE)
     m = v + 16 * v_step
-    # What lies outside: pixels that are read, results that are written, and no bias. Addresses of
-    # Numba's are unsigned, and one of two kinds of integer would be a float.
+    # What lies outside: pixels that are read, results that are written, and no bias.
     outside_memory = np.zeros(p.channels * size + 2 * m_row, np.uint8)
     zeros = address_in(outside_memory)
     nowhere = zeros + p.channels * size
