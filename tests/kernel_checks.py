@@ -421,6 +421,8 @@ GEOMETRIES = [
     Convolution(2, (2, 2), (3, 17), (1, 1), (10, 1), (4, 0)),
     Convolution(2, (2, 2), (3, 17), (1, 2), (1, 2), (0, 3), (1, 7)),
     Convolution(2, (2, 2), (3, 17), (2, 1), (2, 1), (3, 0), (7, 1)),
+    # Positions of whole cache lines.
+    Convolution(2, (6, 5), (24, 32), (2, 3)),
     Convolution(9, (8, 8), (40, 31), (3, 3), padding=(1, 1)),
 ]
 

@@ -34,6 +34,7 @@ from numbadrop import kernels
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import convolution, direct, reference
 from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.memory import CACHE_LINE
 
 every_convolution = pytest.mark.parametrize("name", CONVOLUTIONS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -251,6 +252,11 @@ class TestLarge:
         assert of.batch * np.prod(of.out_size) * of.channels[1] * 4 > direct._FAR_BYTES
         rows = np.prod(of.kernel) * of.channels[0]
         assert MACHINE.tile_rows <= rows <= direct._FEW_TILES * MACHINE.tile_rows
+        for name, number in (("far", 8), ("wide", 8), ("images", 1)):
+            of = LARGE[name]
+            w_bytes = np.prod(of.shapes(None, None)["w"]) * 4
+            lines = of.batch * of.out_size[0]
+            assert direct.stretches(lines, of.channels[0], w_bytes) == number
 
     @every_convolution
     @pytest.mark.parametrize("large", LARGE)
@@ -368,7 +374,8 @@ class TestValues:
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     monkeypatch.setattr(convolution, "_SERIAL_BELOW", 0)
     rng = np.random.default_rng(0)
-    # Gradients of weights are cut across channels, columns or both, and have several bands.
+    # Gradients of weights are cut across lines, channels, or channels and columns, and have several
+    # bands.
     large = [
         convolution_operands("conv2d_at", np.float32, of, None, None, rng)
         for of in (
@@ -393,6 +400,42 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     finally:
         kernels.set_num_threads(before)
     assert len(results) == 1
+
+
+@pytest.mark.parametrize("size", [(1, 9), (5, 4), (13, 3)])
+def test_few_channels_share_out_lines(size, monkeypatch):
+    """Fewer lines than threads, fewer than stretches could be, and not a multiple of them."""
+    monkeypatch.setattr(convolution, "_SERIAL_BELOW", 0)
+    of = Convolution(1, size, (3, 17), (3, 2), padding=(1, 1))
+    rng = np.random.default_rng(0)
+    before = kernels.get_num_threads()
+    try:
+        for threads in (1, 3, 6):
+            kernels.set_num_threads(threads)
+            for name in ("conv2d_at", "scatter_conv2d"):
+                left, right = convolution_operands(
+                    name, np.float32, of, None, None, rng, whole_numbers=True
+                )
+                out = rng.integers(-9, 9, of.shapes(None, None)[name]).astype(np.float32)
+                assert_convolution(name, of, left, right, out=out, wide=np.float64, exact=True)
+    finally:
+        kernels.set_num_threads(before)
+
+
+def test_positions_of_whole_cache_lines_give_the_same_bits():
+    """Where G is read as it lies, and where it begins elsewhere and is packed."""
+    of = Convolution(3, (9, 8), (40, 32), (2, 3), padding=(1, 0))
+    assert np.prod(of.kernel) * of.channels[0] > direct._FEW_TILES * MACHINE.tile_rows
+    x, g = convolution_operands("conv2d_at", np.float32, of, None, None, np.random.default_rng(0))
+    memory = np.empty(g.size + 2 * CACHE_LINE, np.float32)
+    begin = -memory.ctypes.data % CACHE_LINE // g.itemsize
+    results = []
+    for at in (begin, begin + 4):
+        moved = memory[at : at + g.size].reshape(g.shape)
+        moved[...] = g
+        assert (moved.ctypes.data % CACHE_LINE == 0) == (at == begin)
+        results.append(kernels.conv2d_at(x, moved, kernel_size=of.kernel, padding=(1, 0)))
+    assert_same_bits(*results)
 
 
 def test_no_byte_outside_an_operand():

@@ -40,7 +40,7 @@ from numbadrop.kernels.shares import begin_of, full_parts, share, split
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import Axis
 
-__all__ = ["convolve_part", "correlate_part"]
+__all__ = ["convolve_part", "correlate_part", "stretches"]
 
 _PACKED_BYTES = 1 << 20
 """Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
@@ -53,22 +53,38 @@ _PIECES_BYTES = 2 * PLACES_BYTES
 """Of places that are listed a piece of a line at a time, each a whole table from there on."""
 
 _FEW_TILES = 6
-"""Up to so many tiles of rows read G where it lies: packing pays for more."""
-_FAR_BYTES = 1 << 23
+"""Up to so many tiles of rows read any G where it lies: for more, packing pays unless positions are
+whole cache lines."""
+_FAR_BYTES = 1 << 20
 """Most bytes of a G that few tiles read without asking for it ahead."""
-_STRETCH_BYTES = 1024
-"""In such stretches G is asked for where most of it will be read."""
+_AHEAD_BYTES = 1024
+"""So much of G is asked for at a time where most of it will be read."""
+
+_MOST_STRETCHES, _STRETCHES_BYTES = 8, 1 << 20
+"""Of the positions, and most bytes of their sums, for few channels."""
+
+
+def stretches(lines: int, channels: int, weights_bytes: int) -> int:
+    """Return into how many stretches the lines of the images are cut for the weights' gradient.
+
+    They are shared out instead of weights that have so few channels that columns would be: tiles of
+    all columns are faster, and pixels and G are read by one thread. It must not depend on the
+    threads, since each stretch has sums of its own.
+    """
+    if channels >= 2 * MACHINE.tile_rows:
+        return 1
+    return max(1, min(_MOST_STRETCHES, lines, _STRETCHES_BYTES // max(weights_bytes, 1)))
 
 
 @inner
-def _reads_in_place(tiles, cols, last_position, positions, first_column, columns):
-    """Whether tiles read some columns of G where they lie, up to a position.
+def _reads_in_place(unpacked, cols, last_position, positions, first_column, columns):
+    """Whether tiles read some columns of G where they lie, up to a position, if it is `unpacked`.
 
     In the last register that may be elements of the next position, for results that are not
     written, but nothing behind the last one.
     """
     end = last_position * cols + first_column + columns
-    return tiles <= _FEW_TILES and end <= positions * cols
+    return unpacked and end <= positions * cols
 
 
 @inner
@@ -76,9 +92,9 @@ def _gradient_ahead(gradient, first, count, begin, end, step):
     """Return what a band reads of G: bytes [begin, end) of positions, or all if that is most."""
     row = gradient.rows.stride
     if 2 * (end - begin) > row:
-        stretches = Axis(_STRETCH_BYTES, count * row // _STRETCH_BYTES, 0)
+        stretches = Axis(_AHEAD_BYTES, count * row // _AHEAD_BYTES, 0)
         address = gradient.address + first * row
-        return ahead_of(address, stretches, 0, stretches.size, _STRETCH_BYTES, step)
+        return ahead_of(address, stretches, 0, stretches.size, _AHEAD_BYTES, step)
     return ahead_of(gradient.address + begin, gradient.rows, first, count, end - begin, step)
 
 
@@ -216,24 +232,33 @@ def correlate_part(task, part, parts):
     """Compute ``C = P' G`` for some of its rows and columns; a task is a factor and words.
 
     The factor only gives the element type. The words are `Patches`, each tap a run; the address
-    and the columns of G, whose rows are the positions of all images; and the address of C. G and C
-    are dense.
+    and the columns of G, whose rows are the positions of all images; the address of C; and how many
+    C there are, one behind the other. G and C are dense. Of several C, each is the product of a
+    stretch of the lines.
     """
     (alpha,) = first_of(task)
     words = words_behind(task)
     p = read_patches(words)
     words += 8 * PATCHES_WORDS
-    g, cols, c = load_index(words, 0), load_index(words, 1), load_index(words, 2)
+    g, cols = load_index(words, 0), load_index(words, 1)
+    c, number = load_index(words, 2), load_index(words, 3)
     size = bytes_of(alpha)
     wide = lanes(alpha)
     all_vectors = (cols + wide - 1) // wide
+    # Either the weights are shared out, or the stretches.
+    sharing = parts if number == 1 else np.int64(1)
     first_channel, channels, v_first, vectors = part_of_weights(
-        p.channels, all_vectors, MACHINE.tile_rows, parts, part
+        p.channels, all_vectors, MACHINE.tile_rows, sharing, part % sharing
     )
+    first_stretch, last_stretch = np.int64(0), number
+    if number > 1:
+        first_stretch, last_stretch = share(number, parts, part), share(number, parts, part + 1)
     rows = p.runs * channels
-    positions = p.batch * p.lines * p.columns
-    if rows == 0 or vectors == 0 or positions == 0:
+    all_lines = p.batch * p.lines
+    positions = all_lines * p.columns
+    if rows == 0 or vectors == 0 or positions == 0 or first_stretch == last_stretch:
         return
+    c_bytes = p.runs * p.channels * cols * size
 
     j_first = v_first * wide
     j_last = min(j_first + vectors * wide, cols)
@@ -244,7 +269,7 @@ def correlate_part(task, part, parts):
     most_lines = min(
         lines_in(_LONG_BAND_BYTES, p, size),
         max(1, _LONG_GRADIENT_BYTES // (p.columns * all_vectors * wide * size)),
-        p.batch * p.lines,
+        (all_lines + number - 1) // number,
     )
     panel_bytes = most_lines * p.columns * width * size
     work = workspace(stack_memory(WORKSPACE_BYTES))
@@ -263,6 +288,7 @@ def correlate_part(task, part, parts):
     # Few tiles wait for the memory of a large G. To ask for what the next band reads of it, all but
     # the last must be of the greatest height.
     few, far = tiles <= _FEW_TILES, positions * cols * size > _FAR_BYTES and vectors > 1
+    unpacked = few or (g % CACHE_LINE == 0 and cols * size % CACHE_LINE == 0)
     if few and far:
         prefetching = rows // MACHINE.tile_rows
     requests = stack_memory(REQUESTS_BYTES)
@@ -270,8 +296,10 @@ def correlate_part(task, part, parts):
     pointwise = _has_lone_pixels(p) and p.step_y == 1 and p.step_x == 1
 
     # Loop 1: the positions, which are the depth, a band at a time.
-    for line in range(0, p.batch * p.lines, most_lines):
-        lines = min(most_lines, p.batch * p.lines - line)
+    stretch, line = first_stretch, share(all_lines, number, first_stretch)
+    while stretch < last_stretch:
+        begin, end = share(all_lines, number, stretch), share(all_lines, number, stretch + 1)
+        lines = min(most_lines, end - line)
         last_position = (line + lines) * p.columns - 1
         spread = bring(
             p, band, line_places, line, line + lines, first_channel, channels, size
@@ -281,7 +309,7 @@ def correlate_part(task, part, parts):
             thick = begin_of(panel_split, n + 1) - v0
             j0 = j_first + v0 * wide
             filled = min(thick * wide, j_last - j0)
-            if not _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
+            if not _reads_in_place(unpacked, cols, last_position, positions, j0, thick * wide):
                 pack(
                     alpha, packed + n * panel_bytes, thick * wide * size, gradient,
                     line * p.columns, lines * p.columns, j0, filled, work,
@@ -297,7 +325,7 @@ def correlate_part(task, part, parts):
             for i in range(high):
                 store(a_places + i * 8, run_start(p, tap, spread) + channel * size)
                 row = tap * p.channels + first_channel + channel
-                store(targets + i * 8, c + (row * cols + j_first) * size)
+                store(targets + i * 8, c + stretch * c_bytes + (row * cols + j_first) * size)
                 channel += 1
                 if channel == channels:
                     tap, channel = tap + 1, 0
@@ -309,18 +337,18 @@ def correlate_part(task, part, parts):
                 shift_places(c_places, targets, v0 * wide * size)
                 b, b_row = packed + n * panel_bytes, thick * wide * size
                 j0 = j_first + v0 * wide
-                if _reads_in_place(tiles, cols, last_position, positions, j0, thick * wide):
+                if _reads_in_place(unpacked, cols, last_position, positions, j0, thick * wide):
                     b_row = cols * size
                     b = g + line * p.columns * b_row + j0 * size
                 # What the next band will be packed from, or read.
                 requests_end = requests
-                step, number = request_bytes(thick), t * panels + n
+                step, turn = request_bytes(thick), t * panels + n
                 if t < prefetching and (far or not few):
                     ahead = _gradient_ahead(
                         gradient, after, next_positions, j_first * size, j_last * size, step
                     )
                     requests_end = list_requests(
-                        requests, requests_end, ahead, prefetching * panels, number
+                        requests, requests_end, ahead, prefetching * panels, turn
                     )
                 if t < prefetching and pointwise:
                     ahead = ahead_of(
@@ -328,13 +356,16 @@ def correlate_part(task, part, parts):
                         next_positions, channels * size, step,
                     )  # fmt: skip
                     requests_end = list_requests(
-                        requests, requests_end, ahead, prefetching * panels, number
+                        requests, requests_end, ahead, prefetching * panels, turn
                     )
                 register_tile(
                     alpha, high, filled, lines, line_places, p.columns,
                     a_places, p.step_x * spread.pixel, b, b_row, c_places,
-                    requests, requests_end, line > 0,
+                    requests, requests_end, line > begin,
                 )  # fmt: skip
+        line += lines
+        if line == end:
+            stretch += 1
     keep_alive(packed_memory)
     keep_alive(band_memory)
     keep_alive(places_memory)

@@ -90,8 +90,10 @@ _LEAST_SQUARES = 32
 _LEAST_LINES = 4
 """And so many lines for each line of pixels that only later pieces meet: the next block transforms
 it again, and that must be the smaller part."""
-_LONG_BLOCK_BYTES = 1 << 21
-"""The bytes where each block is one more pass over the sums: twice what fits is faster still."""
+_LONG_BLOCK_BYTES = 3 << 18
+"""The bytes where each block is one more pass over the sums."""
+_LEAST_DEPTH = 64
+"""But at least so many squares of these, which are the depth of a pass."""
 _DEEP = 64
 """Rows of the weights that are transformed at a time."""
 _PAGE = 4096
@@ -360,7 +362,7 @@ def correlate_part(task, part, parts):
     panel_split = split(vectors, panels)
     # The blocks decide in which order sums are made: they must not depend on the threads.
     square_bytes = 16 * (p.channels * size + all_vectors * MACHINE.vector_bytes)
-    most = min(max(_LONG_BLOCK_BYTES // square_bytes, _LEAST_SQUARES), squares)
+    most = min(max(_LONG_BLOCK_BYTES // square_bytes, _LEAST_DEPTH), squares)
     # What meets one piece lies side by side along a line of an image. Other pieces meet some more
     # behind it: then the depth comes in lines, and blocks are whole ones.
     line = most if pieces.down * pieces.along == 1 else results.along
