@@ -29,6 +29,7 @@ import numbadrop
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import convolution, reference, winograd
+from numbadrop.kernels.geometry import Taps
 
 Array = NDArray[Any]
 
@@ -470,9 +471,16 @@ def check_convolutions(geometries: Any = GEOMETRIES, guard: Any = guarded) -> st
 
 @contextmanager
 def winograd_from(channels: int) -> Iterator[None]:
-    """Use Winograd's convolution from so many channels on, wherever it exists."""
+    """Use Winograd's convolution from so many channels on, wherever it exists.
+
+    The gradient of weights is cut into stretches as short as they can be.
+    """
     least = dict.fromkeys(winograd._CHANNELS, channels)
-    with mock.patch.multiple(winograd, _CHANNELS=least, _SQUARES=0, _GAIN=0):
+
+    def lines(batch: int, down: Taps, along: Taps) -> int:
+        return batch * -(-down.number // 2)
+
+    with mock.patch.multiple(winograd, _CHANNELS=least, _SQUARES=0, _GAIN=0, long_stretches=lines):
         yield
 
 

@@ -32,7 +32,7 @@ from kernel_checks import (
 
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import convolution, direct, reference
+from numbadrop.kernels import convolution, direct, reference, stretches
 from numbadrop.kernels.elements import MACHINE
 from numbadrop.kernels.memory import CACHE_LINE
 
@@ -235,11 +235,13 @@ class TestLarge:
             of = LARGE[name]
             columns = -(-of.channels[1] * 4 // MACHINE.vector_bytes) * MACHINE.vector_bytes
             gradient_lines = direct._LONG_GRADIENT_BYTES // (of.out_size[1] * columns)
+            gradient_lines = min(lines_of_a_band(of, direct._LONG_BAND_BYTES), gradient_lines)
+            all_lines = of.batch * of.out_size[0]
             for lines in (
                 lines_of_a_band(of, direct._BAND_BYTES),
-                min(lines_of_a_band(of, direct._LONG_BAND_BYTES), gradient_lines),
+                stretches.evenly.py_func(all_lines, gradient_lines),
             ):
-                assert 2 * lines < of.batch * of.out_size[0]
+                assert 2 * lines < all_lines
                 assert of.out_size[0] % lines
         of = LARGE["images"]
         assert lines_of_a_band(of, direct._BAND_BYTES) > 3 * of.out_size[0]
@@ -252,16 +254,18 @@ class TestLarge:
         assert of.batch * np.prod(of.out_size) * of.channels[1] * 4 > direct._FAR_BYTES
         rows = np.prod(of.kernel) * of.channels[0]
         assert MACHINE.tile_rows <= rows <= direct._FEW_TILES * MACHINE.tile_rows
-        for name, number in (("far", 8), ("wide", 8), ("images", 1)):
+        # Stretches of several bands.
+        for name, number in (("far", 8), ("wide", 8), ("groups", 1)):
             of = LARGE[name]
-            w_bytes = np.prod(of.shapes(None, None)["w"]) * 4
-            lines = of.batch * of.out_size[0]
-            assert direct.stretches(lines, of.channels[0], w_bytes) == number
+            w_bytes = int(np.prod(of.shapes(None, None)["w"])) * 4
+            assert stretches.stretches(of.batch * of.out_size[0], w_bytes) == number
 
     @every_convolution
     @pytest.mark.parametrize("large", LARGE)
-    def test_whole_numbers(self, name, large):
+    def test_whole_numbers(self, name, large, monkeypatch):
         of = LARGE[large]
+        if large.startswith("bands"):
+            monkeypatch.setattr(stretches, "_MOST_STRETCHES", 1)
         rng = np.random.default_rng(0)
         sets = ("none", "none") if large == "groups" or name == "conv2d_at" else ("most", "most")
         if large.startswith("bands") and name == "gathered_conv2d":

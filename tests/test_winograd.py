@@ -30,6 +30,7 @@ from test_convolution import LAYOUTS, OUT_LAYOUTS, placed, room
 from numbadrop import kernels
 from numbadrop.kernels import convolution, direct, patches, reference, task, winograd
 from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.geometry import Geometry
 from numbadrop.kernels.squares import first_pixel_square, last_pixel_square, most_pixel_squares
 
 every_convolution = pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -38,6 +39,7 @@ dtypes = st.sampled_from(DTYPES)
 seeds = st.integers(0, 2**32 - 1)
 
 DEFAULTS = {name: getattr(winograd, name) for name in ("_CHANNELS", "_SQUARES", "_GAIN")}
+DEFAULT_STRETCHES = winograd.long_stretches
 # More squares, channels and columns than a block, a panel and a tile hold.
 LARGE = [
     Convolution(2, (31, 34), (70, 100), (3, 3), padding=(1, 1)),
@@ -141,12 +143,14 @@ class TestAgainstReference:
     @every_convolution
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("of", LARGE)
-    def test_many_blocks(self, name, dtype, of):
+    @pytest.mark.parametrize("number", [1, 3])
+    def test_many_blocks(self, name, dtype, of, number, monkeypatch):
+        monkeypatch.setattr(convolution, "stretches", lambda units, weights_bytes: number)
         size = np.dtype(dtype).itemsize
         squares = of.batch * 16 * 17
         assert squares * 16 * of.channels[0] * size > 4 * winograd._BLOCK_BYTES
         assert squares > 2 * winograd._LEAST_LINES * (of.kernel[0] // 2 - 1) * 17
-        assert squares * 16 * sum(of.channels) * size > 2 * winograd._LONG_BLOCK_BYTES
+        assert squares * 16 * sum(of.channels) * size > 2 * number * winograd._LONG_BLOCK_BYTES
         assert of.channels[1] * size > MACHINE.tile_vectors * MACHINE.vector_bytes
         rng = np.random.default_rng(0)
         operands = convolution_operands(name, dtype, of, None, None, rng, whole_numbers=True)
@@ -362,5 +366,17 @@ def test_when_it_is_used(of, wanted, monkeypatch):
     kernels.gathered_conv2d_t(g, w, input_size=of.size, **of.geometry)
     kernels.conv2d_at(x, g, kernel_size=of.kernel, **of.geometry)
     whole = {direct.convolve_part, direct.correlate_part}
-    squares = {winograd.transform_part, winograd.convolve_part, winograd.correlate_part}
+    squares = {
+        winograd.transform_part, winograd.convolve_part, winograd.correlate_part,
+        winograd.weights_part,
+    }  # fmt: skip
     assert set(ran) == (squares if wanted else whole)
+
+
+def test_no_stretch_is_empty_or_short():
+    square = Geometry(5, 1, 2, 1)
+    for batch, height, width in product((1, 2, 64), (1, 3, 6, 32), (1, 9, 100, 600)):
+        found = DEFAULT_STRETCHES(batch, square.forward(height), square.forward(width))
+        lines, along = batch * -(-height // 2), -(-width // 2)
+        assert found <= lines
+        assert found * winograd._LEAST_DEPTH <= lines * along

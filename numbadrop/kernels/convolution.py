@@ -37,9 +37,10 @@ from numbadrop.kernels.arrays import (
     resolve,
 )
 from numbadrop.kernels.device import as_array, cuda, empty, is_host
-from numbadrop.kernels.direct import convolve_part, correlate_part, stretches
+from numbadrop.kernels.direct import convolve_part, correlate_part
 from numbadrop.kernels.epilogue import PLAIN, Epilogue
 from numbadrop.kernels.geometry import Geometry, Taps, check_geometry, out_size
+from numbadrop.kernels.stretches import stretches
 from numbadrop.kernels.task import run_task
 from numbadrop.kernels.update import element_rule, update_block
 
@@ -442,19 +443,20 @@ def conv2d_at(
     else:
         down, along = map(_forward, axes, x.shape[1:3])
         runs = _runs(down, along, kernel[1], merge=False)
-        words = *_patches(x, runs), address_of(g), g.shape[3]
+        task = x.dtype, _Factor(1.0), *_patches(x, runs), address_of(g), g.shape[3]
         sizes = x.shape[3], g.shape[3], x.itemsize
         parallel = g.size * x.shape[3] * kernel[0] * kernel[1] >= _SERIAL_BELOW
         if winograd.pays(len(x), down, along, *sizes):
-            sums = empty((winograd.matrices_elements(down, along, *sizes),), x)
-            words += address_of(dense), address_of(sums)
-            run_task(winograd.correlate_part, x.dtype, _Factor(1.0), *words, parallel=parallel)
+            elements = winograd.matrices_elements(down, along, *sizes)
+            number = stretches(winograd.long_stretches(len(x), down, along), elements * x.itemsize)
+            sums = empty((number * elements,), x)
+            task = *task, address_of(sums), number
+            run_task(winograd.correlate_part, *task, parallel=parallel)
+            run_task(winograd.weights_part, *task, address_of(dense), parallel=parallel)
         else:
-            lines = len(x) * down.number if parallel else 1
-            number = stretches(lines, x.shape[3], dense.nbytes)
+            number = stretches(len(x) * down.number, dense.nbytes) if parallel else 1
             sums = dense if number == 1 else empty((number, *shape), x)
-            words += address_of(sums), number
-            run_task(correlate_part, x.dtype, _Factor(1.0), *words, parallel=parallel)
+            run_task(correlate_part, *task, address_of(sums), number, parallel=parallel)
             if number > 1:
                 np.add.reduce(sums, axis=0, out=dense)
     if dense is not out:

@@ -29,7 +29,6 @@ from numbadrop.kernels.patches import (
     is_padded,
     lines_in,
     most_band_bytes,
-    part_of_weights,
     read_matrix,
     read_patches,
     run_start,
@@ -37,10 +36,11 @@ from numbadrop.kernels.patches import (
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, shift_places
 from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
 from numbadrop.kernels.shares import begin_of, full_parts, share, split
+from numbadrop.kernels.stretches import evenly, longest, part_of_gradient
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import Axis
 
-__all__ = ["convolve_part", "correlate_part", "stretches"]
+__all__ = ["convolve_part", "correlate_part"]
 
 _PACKED_BYTES = 1 << 20
 """Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
@@ -59,21 +59,6 @@ _FAR_BYTES = 1 << 20
 """Most bytes of a G that few tiles read without asking for it ahead."""
 _AHEAD_BYTES = 1024
 """So much of G is asked for at a time where most of it will be read."""
-
-_MOST_STRETCHES, _STRETCHES_BYTES = 8, 1 << 20
-"""Of the positions, and most bytes of their sums, for few channels."""
-
-
-def stretches(lines: int, channels: int, weights_bytes: int) -> int:
-    """Return into how many stretches the lines of the images are cut for the weights' gradient.
-
-    They are shared out instead of weights that have so few channels that columns would be: tiles of
-    all columns are faster, and pixels and G are read by one thread. It must not depend on the
-    threads, since each stretch has sums of its own.
-    """
-    if channels >= 2 * MACHINE.tile_rows:
-        return 1
-    return max(1, min(_MOST_STRETCHES, lines, _STRETCHES_BYTES // max(weights_bytes, 1)))
 
 
 @inner
@@ -245,14 +230,9 @@ def correlate_part(task, part, parts):
     size = bytes_of(alpha)
     wide = lanes(alpha)
     all_vectors = (cols + wide - 1) // wide
-    # Either the weights are shared out, or the stretches.
-    sharing = parts if number == 1 else np.int64(1)
-    first_channel, channels, v_first, vectors = part_of_weights(
-        p.channels, all_vectors, MACHINE.tile_rows, sharing, part % sharing
+    first_stretch, last_stretch, first_channel, channels, v_first, vectors = part_of_gradient(
+        number, p.channels, all_vectors, MACHINE.tile_rows, parts, part
     )
-    first_stretch, last_stretch = np.int64(0), number
-    if number > 1:
-        first_stretch, last_stretch = share(number, parts, part), share(number, parts, part + 1)
     rows = p.runs * channels
     all_lines = p.batch * p.lines
     positions = all_lines * p.columns
@@ -269,8 +249,8 @@ def correlate_part(task, part, parts):
     most_lines = min(
         lines_in(_LONG_BAND_BYTES, p, size),
         max(1, _LONG_GRADIENT_BYTES // (p.columns * all_vectors * wide * size)),
-        (all_lines + number - 1) // number,
     )
+    most_lines = evenly(longest(all_lines, number), most_lines)
     panel_bytes = most_lines * p.columns * width * size
     work = workspace(stack_memory(WORKSPACE_BYTES))
     packed_memory = np.empty(panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)

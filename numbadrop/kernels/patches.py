@@ -12,17 +12,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numbadrop.kernels.elements import MACHINE
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import clear_bytes, copy_bytes, load_index, store
 from numbadrop.kernels.packing import Matrix
 from numbadrop.kernels.places import list_rows
-from numbadrop.kernels.shares import share
 from numbadrop.kernels.windows import Axis
 
 __all__ = [
     "PATCHES_WORDS", "Patches", "bring", "is_padded", "lines_in", "most_band_bytes",
-    "part_of_weights", "read_matrix", "read_patches", "run_start",
+    "read_matrix", "read_patches", "run_start",
 ]  # fmt: skip
 
 
@@ -173,33 +171,3 @@ def bring(p, band, places, first, last, first_channel, channels, size):
 def run_start(p, run, spread):
     """Return how many bytes behind the first tap of a patch a run begins."""
     return load_index(p.taps, 2 * run) * spread.row + load_index(p.taps, 2 * run + 1) * spread.pixel
-
-
-@inner
-def part_of_weights(channels, vectors, least, parts, part):
-    """Return which channels of the images, and which registers of columns, are one part's.
-
-    Channels are not cut into fewer than `least`, or where columns cannot be shared out evenly, than
-    a tile has rows.
-
-    Returns
-    -------
-    first_channel, channels, first_vector, vectors : int
-    """
-    # Channels are cut first: then no thread copies, or transforms, the pixels that another does.
-    if vectors % parts != 0:
-        least = min(least, MACHINE.tile_rows)
-    across_channels = 1
-    for number in range(2, parts + 1):
-        if parts % number == 0 and channels >= number * least:
-            across_channels = number
-    across_cols = parts // across_channels
-    row, col = part // across_cols, part % across_cols
-    first_channel = share(channels, across_channels, row)
-    first_vector = share(vectors, across_cols, col)
-    return (
-        first_channel,
-        share(channels, across_channels, row + 1) - first_channel,
-        first_vector,
-        share(vectors, across_cols, col + 1) - first_vector,
-    )

@@ -25,6 +25,7 @@ from numbadrop.kernels.geometry import Taps
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
+    add_elements,
     address_in,
     align,
     first_of,
@@ -35,12 +36,7 @@ from numbadrop.kernels.memory import (
     words_behind,
 )
 from numbadrop.kernels.packing import WORKSPACE_BYTES, pack, workspace
-from numbadrop.kernels.patches import (
-    PATCHES_WORDS,
-    part_of_weights,
-    read_matrix,
-    read_patches,
-)
+from numbadrop.kernels.patches import PATCHES_WORDS, read_matrix, read_patches
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, list_rows, shift_places
 from numbadrop.kernels.sandwich import sandwich
 from numbadrop.kernels.shares import begin_of, share, split
@@ -61,9 +57,13 @@ from numbadrop.kernels.squares import (
     products_along,
     result_squares,
 )
+from numbadrop.kernels.stretches import evenly, longest, part_of_gradient
 from numbadrop.kernels.tile import register_tile
 
-__all__ = ["convolve_part", "correlate_part", "matrices_elements", "pays", "transform_part"]
+__all__ = [
+    "convolve_part", "correlate_part", "long_stretches", "matrices_elements", "pays",
+    "transform_part", "weights_part",
+]  # fmt: skip
 
 _IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B'
 _WEIGHTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
@@ -132,6 +132,12 @@ def matrices_elements(down: Taps, along: Taps, channels: int, cols: int, itemsiz
     matrices = products_along(down.reach) * products_along(along.reach)
     row = -(-cols * itemsize // MACHINE.vector_bytes) * MACHINE.vector_bytes + CACHE_LINE
     return (matrices * channels * row + CACHE_LINE) // itemsize
+
+
+def long_stretches(batch: int, down: Taps, along: Taps) -> int:
+    """Return into how many stretches of whole lines, and of no short depth, squares can be cut."""
+    lines = batch * -(-down.number // 2)
+    return min(lines, lines * -(-along.number // 2) // _LEAST_DEPTH)
 
 
 @inner
@@ -333,25 +339,27 @@ def convolve_part(task, part, parts):
 
 
 def correlate_part(task, part, parts):
-    """Compute ``C = G' [(B' x B) * (A g A')] G`` for some channels and columns.
+    """Compute the sums of ``(B' x B) * (A g A')``; a task is a factor and words.
 
-    The task is that of `direct.correlate_part`, and the address of memory for the sums.
+    The factor only gives the element type. The words are `Patches`; the address and the columns of
+    G, whose rows are the positions of all images; and the address of memory for the sums, and of
+    how many stretches there are. G is dense.
     """
     (alpha,) = first_of(task)
     words = words_behind(task)
     p = read_patches(words)
     words += 8 * PATCHES_WORDS
-    g, cols, c = load_index(words, 0), load_index(words, 1), load_index(words, 2)
-    sums = align(load_index(words, 3), CACHE_LINE)
+    g, cols = load_index(words, 0), load_index(words, 1)
+    sums, number = align(load_index(words, 2), CACHE_LINE), load_index(words, 3)
     size = bytes_of(alpha)
     wide = lanes(alpha)
     all_vectors = (cols + wide - 1) // wide
     # Where channels fill no more than one register, fewer would take as long to transform.
     least = wide if p.channels <= wide else MACHINE.tile_rows
-    first_channel, channels, v_first, vectors = part_of_weights(
-        p.channels, all_vectors, least, parts, part
+    first_stretch, last_stretch, first_channel, channels, v_first, vectors = part_of_gradient(
+        number, p.channels, all_vectors, least, parts, part
     )
-    if channels == 0 or vectors == 0:
+    if channels == 0 or vectors == 0 or first_stretch == last_stretch:
         return
     j_first = v_first * wide
     columns = min(vectors * wide, cols - j_first)
@@ -360,18 +368,21 @@ def correlate_part(task, part, parts):
     squares = p.batch * results.down * results.along
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
     panel_split = split(vectors, panels)
+    # What meets one piece lies side by side along a line of an image. Other pieces meet some more
+    # behind it: then the depth comes in lines, and stretches and blocks are whole ones.
+    several = pieces.down * pieces.along > 1
+    whole = results.along if several else 1
     # The blocks decide in which order sums are made: they must not depend on the threads.
     square_bytes = 16 * (p.channels * size + all_vectors * MACHINE.vector_bytes)
-    most = min(max(_LONG_BLOCK_BYTES // square_bytes, _LEAST_DEPTH), squares)
-    # What meets one piece lies side by side along a line of an image. Other pieces meet some more
-    # behind it: then the depth comes in lines, and blocks are whole ones.
-    line = most if pieces.down * pieces.along == 1 else results.along
-    most = max(most // line, 1) * line
+    most = max(_LONG_BLOCK_BYTES // square_bytes, _LEAST_DEPTH)
+    most = evenly(longest(squares // whole, number), max(most // whole, 1)) * whole
+    line = whole if several else most
     v_row = align(channels * size, CACHE_LINE) + CACHE_LINE
     y_row = vectors * MACHINE.vector_bytes + CACHE_LINE
     v_step, y_step = _apart(most_pixel_squares(p, most) * v_row), _apart(most * y_row)
     sum_row = all_vectors * MACHINE.vector_bytes + CACHE_LINE
     sum_step = p.channels * sum_row
+    stretch_step = align(matrices_before(pieces, 16) * sum_step, CACHE_LINE)
     sums += first_channel * sum_row + v_first * MACHINE.vector_bytes
     block_memory = np.empty(16 * v_step + CACHE_LINE, np.uint8)
     v = align(address_in(block_memory), CACHE_LINE)
@@ -382,19 +393,20 @@ def correlate_part(task, part, parts):
     zeros = address_in(zeros_memory)
     a_places, c_places = stack_memory(PLACES_BYTES), stack_memory(PLACES_BYTES)
     values = stack_memory(SQUARE_BYTES)
-    table_memory = np.empty(16 + 16 + 9 + most // line, np.int64)
+    table_memory = np.empty(16 + most // line, np.int64)
     gradients = address_in(table_memory)
-    sources = gradients + 8 * 16
-    targets = sources + 8 * 16
-    run_starts = targets + 8 * 9
+    run_starts = gradients + 8 * 16
     list_rows(gradients, y, y_step, 16)
     tiles = (channels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
     tile_split = split(channels, tiles)
     g_line = p.columns * cols * size
 
     # Loop 1: squares of results, which are the depth, a block at a time.
-    for first in range(0, squares, most):
-        count = min(most, squares - first)
+    stretch, first = first_stretch, share(squares // whole, number, first_stretch) * whole
+    while stretch < last_stretch:
+        begin = share(squares // whole, number, stretch) * whole
+        end = share(squares // whole, number, stretch + 1) * whole
+        count = min(most, end - first)
         runs = (count + line - 1) // line
         begin_pixels = first_pixel_square(p, first)
         _transform_images(
@@ -414,7 +426,7 @@ def correlate_part(task, part, parts):
             image, down, along = place_after(results, image, down, along)
         # Loops 2 and 3: the elements of a square, and pieces that have it. Loops 4 and 5: columns
         # and channels, a register tile.
-        sums_here = sums
+        sums_here = sums + stretch * stretch_step
         for q in range(16):
             some = pieces_with(pieces, q)
             for piece in range(some.down * some.along):
@@ -432,24 +444,54 @@ def correlate_part(task, part, parts):
                         register_tile(
                             alpha, high, thick * wide, runs, run_starts, count // runs,
                             a_places, v_row, y + q * y_step + at, y_row, c_places, 0, 0,
-                            first > 0,
+                            first > begin,
                         )  # fmt: skip
                 sums_here += sum_step
+        first += count
+        if first == end:
+            stretch += 1
+    keep_alive(block_memory)
+    keep_alive(gradient_memory)
+    keep_alive(zeros_memory)
+    keep_alive(table_memory)
+
+
+def weights_part(task, part, parts):
+    """Compute ``C = G' S G`` for some channels, of all sums S of `correlate_part`.
+
+    The task is the same, and the address of C.
+    """
+    (alpha,) = first_of(task)
+    words = words_behind(task)
+    p = read_patches(words)
+    words += 8 * PATCHES_WORDS
+    cols, number, c = load_index(words, 1), load_index(words, 3), load_index(words, 4)
+    sums = align(load_index(words, 2), CACHE_LINE)
+    size = bytes_of(alpha)
+    begin, end = share(p.channels, parts, part), share(p.channels, parts, part + 1)
+    pieces = kernel_pieces(p.reach_y, p.reach_x)
+    matrices = matrices_before(pieces, 16)
+    sum_row = (cols + lanes(alpha) - 1) // lanes(alpha) * MACHINE.vector_bytes + CACHE_LINE
+    sum_step = p.channels * sum_row
+    stretch_step = align(matrices * sum_step, CACHE_LINE)
+    for stretch in range(1, number):
+        for matrix in range(matrices):
+            for k in range(begin, end):
+                row = sums + matrix * sum_step + k * sum_row
+                add_elements(alpha, row, row + stretch * stretch_step, cols)
+    sources = stack_memory(16 * 8)
+    targets = stack_memory(9 * 8)
     # From the last piece to the first: a tap that several share is written by its owner last.
     for piece in range(pieces.down * pieces.along - 1, -1, -1):
         down, along = piece // pieces.along, piece % pieces.along
         for q in range(16):
             # An element that this piece lacks counts for no tap that it owns: any will do.
-            number = max(matrix_number(pieces, q, down, along), 0)
-            store(sources + 8 * q, sums + number * sum_step)
+            matrix = max(matrix_number(pieces, q, down, along), 0)
+            store(sources + 8 * q, sums + matrix * sum_step)
         corner = 2 * down * (p.reach_x + 1) + 2 * along
         for i in range(3):
             tap = corner + i * (p.reach_x + 1)
-            at = c + ((tap * p.channels + first_channel) * cols + j_first) * size
+            at = c + tap * p.channels * cols * size
             list_rows(targets + 24 * i, at, p.channels * cols * size, 3)
-        for k in range(channels):
-            _weight_gradient_of(alpha, sources, k * sum_row, targets, k * cols * size, columns)
-    keep_alive(block_memory)
-    keep_alive(gradient_memory)
-    keep_alive(zeros_memory)
-    keep_alive(table_memory)
+        for k in range(begin, end):
+            _weight_gradient_of(alpha, sources, k * sum_row, targets, k * cols * size, cols)
