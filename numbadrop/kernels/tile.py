@@ -119,9 +119,12 @@ def _tile_function(
     steps = _steps_a_turn(prefetches)
     whole = entry.sub(depth, entry.urem(depth, _I64(steps)))
     last_request = entry.gep(requests_end, [_I64(-1)], source_etype=_POINTER)
-    # What will be written comes into the cache while sums are made, and nobody waits for it.
+    # What will be written comes into the cache while sums are made, and nobody waits for it; also
+    # the last line of a row that begins within one.
     for t in tiles:
         emit_prefetch(entry, c_at[t], to_write=True)
+    for c_row in c_rows:
+        emit_prefetch(entry, at(entry, c_row, vectors * MACHINE.vector_bytes - 1), to_write=True)
     entry.branch(run.block)
 
     def carried(builder: ir.IRBuilder, kind: Any, *incoming: Any) -> Any:
