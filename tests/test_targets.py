@@ -14,7 +14,7 @@ from kernel_checks import *
 from numbadrop.optim.rules import AdamRule, NAGRule, SGDRule, adam, nag, sgd
 from numbadrop.kernels.elements import MACHINE
 
-print(MACHINE.name, check_many([(1, 1, 1), (9, 40, 3), (17, 47, 33), (3, 515, 40)]))
+print(MACHINE.name, check_many([(1, 1, 1), (9, 40, 3), (65, 70, 4), (17, 47, 33), (3, 515, 40)]))
 print(check_winograd())
 for dtype in DTYPES:
     rng = np.random.default_rng(0)

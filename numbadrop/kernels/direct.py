@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay, pack_dots
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inner
@@ -120,7 +121,12 @@ def convolve_part(task, part, parts):
     groups = min(panels, max(1, (panels * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES))
     most_panels = (panels + groups - 1) // groups
     work = workspace(stack_memory(WORKSPACE_BYTES))
-    packed_memory = np.empty(most_panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
+    few = dots_pay(alpha, depth, cols)
+    tall = dot_rows(cols) if few else np.int64(MACHINE.tile_rows)
+    packed_bytes = most_panels * panel_bytes + wide * width * size
+    if few:
+        packed_bytes = dot_bytes(alpha, depth)
+    packed_memory = np.empty(packed_bytes + CACHE_LINE, np.uint8)
     packed = align(address_in(packed_memory), CACHE_LINE)
     bias_memory = np.zeros(most_panels * width * size, np.uint8)
     biases = address_in(bias_memory)
@@ -146,10 +152,13 @@ def convolve_part(task, part, parts):
             thick = begin_of(panel_split, n + 1) - v0
             filled = min(thick * wide, cols - v0 * wide)
             at = n - first_panel
-            pack(
-                alpha, packed + at * panel_bytes, thick * wide * size, b, np.int64(0), depth,
-                v0 * wide, filled, work,
-            )  # fmt: skip
+            if few:
+                pack_dots(alpha, packed, b, np.int64(0), depth, np.int64(0), cols, work)
+            else:
+                pack(
+                    alpha, packed + at * panel_bytes, thick * wide * size, b, np.int64(0), depth,
+                    v0 * wide, filled, work,
+                )  # fmt: skip
             if bias != 0:
                 list_bias(alpha, biases + at * width * size, bias, b.cols, v0 * wide, filled)
         # Loop 2: lines of all images, a band at a time.
@@ -163,7 +172,7 @@ def convolve_part(task, part, parts):
                 store(run_starts + run * 8, run_start(p, run, spread))
             patch_step = p.step_x * spread.pixel
             pixels = lines * p.columns
-            tiles = (pixels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+            tiles = (pixels + tall - 1) // tall
             tile_split = split(pixels, tiles)
             y, x = 0, 0
             # Loop 3: rows of P and C, a register tile at a time.
@@ -199,11 +208,17 @@ def convolve_part(task, part, parts):
                         requests_end = list_requests(
                             requests, requests_end, ahead, np.int64(1), np.int64(0)
                         )
-                    register_tile(
-                        alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
-                        a_places, size, packed + at * panel_bytes, thick * wide * size,
-                        c_places, requests, requests_end, False,
-                    )  # fmt: skip
+                    if few:
+                        dot_tile(
+                            alpha, high, cols, p.runs, run_starts, p.run_pixels * p.channels,
+                            a_places, packed, dot_pitch(alpha, depth), c_places, False,
+                        )  # fmt: skip
+                    else:
+                        register_tile(
+                            alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
+                            a_places, size, packed + at * panel_bytes, thick * wide * size,
+                            c_places, requests, requests_end, False,
+                        )  # fmt: skip
                     if finish:
                         biases_here = biases + at * width * size
                         finish_tile(epilogue, c_places, c_places, high, filled, biases_here)

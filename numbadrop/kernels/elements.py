@@ -27,6 +27,7 @@ class Machine(NamedTuple):
     """
 
     name: str
+    registers: int
     vector_bytes: int
     tile_rows: int
     tile_vectors: int
@@ -37,10 +38,10 @@ class Machine(NamedTuple):
     take a dozen cycles; NEON and plain x86 have no such store, and do it lane by lane."""
 
 
-_AVX512 = Machine("AVX-512", 64, 8, 3, "llvm.x86.avx512.permvar.sf.512", True)
-_AVX2 = Machine("AVX2", 32, 6, 2, "llvm.x86.avx2.permps", True)
-_NEON = Machine("NEON", 16, 7, 3, None, False)
-_PLAIN = Machine("plain", 16, 6, 2, None, False)
+_AVX512 = Machine("AVX-512", 32, 64, 8, 3, "llvm.x86.avx512.permvar.sf.512", True)
+_AVX2 = Machine("AVX2", 16, 32, 6, 2, "llvm.x86.avx2.permps", True)
+_NEON = Machine("NEON", 32, 16, 7, 3, None, False)
+_PLAIN = Machine("plain", 16, 16, 6, 2, None, False)
 
 _PROBE = """
 target triple = "{triple}"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay, pack_dots
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import Epilogue, finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inlined, inner
@@ -66,6 +67,8 @@ _COPY_FROM_PANELS = 8
 
 _GATHER_ROWS, _COPY_ROWS = 16, 6
 """To gather a panel, or to copy it, takes as long as to multiply it by so many rows."""
+_DOT_ROWS = 64
+"""From so many on it pays to transpose few columns of B while they are packed."""
 _MEETING_STEPS = 200
 """A row whose cache line two threads write costs as much as so many vectors of multiply-adds, or
 much less: as near as the two CPUs are at the time."""
@@ -139,11 +142,11 @@ class _Group(NamedTuple):
 
 
 @inner
-def _group(cut, i_first, i_last, number):
-    """Return a group by its number."""
+def _group(cut, i_first, i_last, number, tall):
+    """Return a group by its number, in tiles of no more than `tall` rows."""
     first = i_first + share(i_last - i_first, cut.groups, number)
     rows = i_first + share(i_last - i_first, cut.groups, number + 1) - first
-    tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
+    tiles = (rows + tall - 1) // tall
     return _Group(first, rows, tiles, split(rows, tiles))
 
 
@@ -302,6 +305,16 @@ def _add_tile(alpha, tile, rows, columns, c, i0, j0):
             store(target, load(alpha, target) + load(alpha, source + j * size))
 
 
+@inner
+def _has_few_columns(alpha, product, block):
+    """Whether `dot_tile` computes the product, which must not depend on the threads."""
+    a, b, size = product.a, product.b, bytes_of(alpha)
+    reused = b.rows.stride == size or product.rows >= _DOT_ROWS
+    return (
+        a.depth == size and not product.scatter and reused and dots_pay(alpha, block, product.cols)
+    )
+
+
 @inlined
 def multiply(product, i_first, i_last, j_first, j_last):
     """Compute rows [i_first, i_last) and columns [j_first, j_last) of C on the calling thread.
@@ -318,9 +331,12 @@ def multiply(product, i_first, i_last, j_first, j_last):
     cut = _cut(alpha, i_last - i_first, product.depth, j_last - j_first)
     near = _near(alpha, cut, a, i_last - i_first)
     finish = not is_plain(epilogue, product.bias)
+    few = _has_few_columns(alpha, product, cut.block)
+    tall = dot_rows(product.cols) if few else np.int64(MACHINE.tile_rows)
     # A panel that one tile meets is a copy for nothing, unless units have to be brought together.
     used_once = (
         i_last - i_first <= MACHINE.tile_rows
+        and not few
         and b.cols.stride == size
         and b.cols.indices == 0
         and b.rows.indices == 0
@@ -345,12 +361,14 @@ def multiply(product, i_first, i_last, j_first, j_last):
     store(one_run, 0)
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
     panel_bytes = align((cut.block + wide) * _ROW_BYTES, CACHE_LINE)
+    if few:
+        panel_bytes = dot_bytes(alpha, cut.block)
     memory = np.empty(CACHE_LINE + panel_bytes + near.size, np.uint8)
     panel = align(address_in(memory), CACHE_LINE)
 
     # Loop 1: rows of A and C, a group at a time.
     for number in range(cut.groups):
-        group = _group(cut, i_first, i_last, number)
+        group = _group(cut, i_first, i_last, number, tall)
         prefetching = full_parts(group.tile_split, group.tiles)
         # Loop 2: depth of A and B, a block at a time.
         for n in range(cut.blocks):
@@ -366,7 +384,10 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 if product.bias != 0:
                     list_bias(alpha, bias, product.bias, b.cols, j0, columns)
                 b_panel, b_row = panel, piece.vectors * MACHINE.vector_bytes
-                if used_once and columns == piece.vectors * wide:
+                if few:
+                    b_row = dot_pitch(alpha, depth)
+                    pack_dots(alpha, panel, b, k0, depth, j0, columns, work)
+                elif used_once and columns == piece.vectors * wide:
                     b_panel, b_row = b.address + k0 * b.rows.stride + j0 * size, b.rows.stride
                 else:
                     pack(alpha, panel, b_row, b, k0, depth, j0, columns, work)
@@ -393,10 +414,16 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     if b_far and t < prefetching and following.columns > 0:
                         ahead = _panel_ahead(alpha, b, following, step)
                         requests_end = list_requests(requests, requests_end, ahead, prefetching, t)
-                    register_tile(
-                        alpha, high, columns, 1, one_run, depth, a_places, a_rows.depth,
-                        b_panel, b_row, sums, requests, requests_end, begun,
-                    )  # fmt: skip
+                    if few:
+                        dot_tile(
+                            alpha, high, columns, 1, one_run, depth, a_places, b_panel, b_row,
+                            sums, begun,
+                        )  # fmt: skip
+                    else:
+                        register_tile(
+                            alpha, high, columns, 1, one_run, depth, a_places, a_rows.depth,
+                            b_panel, b_row, sums, requests, requests_end, begun,
+                        )  # fmt: skip
                     if finish and (last or scatter):
                         results = edge_places if scatter else c_places
                         finish_tile(epilogue, results, sums, high, columns, bias)

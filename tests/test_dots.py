@@ -1,0 +1,137 @@
+"""The tile of few columns: all variants, inner loops of other machines, products with it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import pytest
+from kernel_checks import DTYPES, laid_out, make_set, operands
+from llvmlite import ir
+from numba.core import types
+from test_tile import table
+
+from numbadrop import kernels
+from numbadrop.kernels import dots, elements, reference
+from numbadrop.kernels.dots import dot_rows, dot_tile
+from numbadrop.kernels.elements import MACHINE
+
+every_number = pytest.mark.parametrize("columns", range(1, dots._MOST_COLUMNS + 1))
+
+
+@numba.njit
+def run_tile(
+    alpha, rows, columns, runs, run_starts, depth, a, b, b_column, c, accumulate
+):  # fmt: skip
+    dot_tile(alpha, rows, columns, runs, run_starts, depth, a, b, b_column, c, accumulate)
+
+
+@every_number
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_variant(dtype, columns):
+    rng = np.random.default_rng(0)
+    lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
+    high = dot_rows.py_func(columns)
+    depths = (0, 1, lanes - 1, lanes, 3 * lanes + 1)
+    for rows, depth, runs, accumulate in itertools.product(
+        range(1, high + 1), depths, (0, 1, 3), (False, True)
+    ):
+        image = rng.integers(-9, 10, (100 + 4 * lanes)).astype(dtype)
+        places, starts = rng.permutation(60)[:rows], rng.permutation(40)[:runs]
+        a = image[places[:, None, None] + starts[:, None] + np.arange(depth)].reshape(rows, -1)
+        b = rng.integers(-9, 10, (columns, runs * depth + 3)).astype(dtype)
+        around = rng.integers(-9, 10, (rows + 2, columns + 2)).astype(dtype)
+        expected = around.copy()
+        inside = expected[1:-1, 1:-1]
+        inside[...] = (inside if accumulate else 0) + a @ b[:, : runs * depth].T
+        if not accumulate:
+            around[1:-1, 1:-1] = np.nan
+        a_rows = table(*(image.ctypes.data + places * image.itemsize))
+        c_rows = table(*(row.ctypes.data for row in around[1:-1, 1:-1]))
+        run_starts = table(*(starts * image.itemsize), 0)
+        run_tile(
+            dtype(0), rows, columns, runs, run_starts.ctypes.data, depth, a_rows.ctypes.data,
+            b.ctypes.data, b.strides[0], c_rows.ctypes.data, accumulate,
+        )  # fmt: skip
+        np.testing.assert_array_equal(around, expected, f"{rows=}, {depth=}, {runs=}")
+
+
+@every_number
+@pytest.mark.parametrize("element", [types.float32, types.float64], ids=str)
+@pytest.mark.parametrize(
+    ("machine", "triple", "cpu", "multiply_add", "memory"),
+    [
+        (elements._NEON, "aarch64-unknown-linux-gnu", "apple-m1", "fmla", r"\[sp"),
+        (elements._AVX2, "x86_64-unknown-linux-gnu", "haswell", "vfmadd", r"\(%rsp"),
+        (elements._AVX512, "x86_64-unknown-linux-gnu", "skylake-avx512", "vfmadd", r"\(%rsp"),
+    ],
+)
+def test_the_inner_loop_of_other_machines(
+    machine, triple, cpu, multiply_add, memory, element, columns, monkeypatch
+):
+    """Cross-compiled: one fused instruction for each register of sums, none on the stack."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    for module in (elements, dots):
+        monkeypatch.setattr(module, "MACHINE", machine)
+    source = ir.Module()
+    source.triple = triple
+    dots._dots_function(source, element, columns).linkage = ""
+    target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+    optimized = llvm.parse_assembly(str(source))
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(optimized, passes)
+    assembly = target.emit_assembly(optimized)
+    blocks = re.split(r"\n(?=\.LBB)", assembly)
+    sums = columns * dot_rows.py_func(columns)
+    loops = [
+        block
+        for block in blocks
+        if block.count(multiply_add) == sums and block.count(block[: block.index(":")]) > 1
+    ]
+    assert loops, assembly
+    for loop in loops:
+        vectors = [line for line in loop.split("\n") if re.search(r"(?:v|q|%[xyz]mm)\d", line)]
+        assert not [line for line in vectors if re.search(memory, line)], loop
+
+
+# Few and many rows, one and several blocks of the depth, and a tail of each.
+@every_number
+@pytest.mark.parametrize(("rows", "depth"), [(5, 600), (64, 33), (71, 530)])
+@pytest.mark.parametrize("layout", ["C", "F", "padded", "reversed", "spread"])
+def test_products(rows, depth, columns, layout):
+    rng = np.random.default_rng(0)
+    for kind in ("none", "half"):
+        more = 1 if kind == "none" else 2
+        sizes = rows, more * depth, more * columns
+        ins, outs = (make_set(kind, size, rng) for size in sizes[1:])
+        x, w = operands("gathered_matmul", np.float32, sizes, ins, outs, rng, whole_numbers=True)
+        bias = np.arange(sizes[2]).astype(np.float32)
+        options = dict(slope=0.5, scale=2.0)
+        result = kernels.gathered_linear(x, laid_out(w, layout)[0], bias, ins, outs, **options)
+        expected = reference.gathered_linear(x, w, bias, ins, outs, **options)
+        np.testing.assert_array_equal(result, expected)
+    # The gradient of a wide layer with few inputs.
+    w = rng.integers(-9, 10, (columns, depth)).astype(np.float32)
+    g = rng.integers(-9, 10, (rows, depth)).astype(np.float32)
+    np.testing.assert_array_equal(kernels.gathered_matmul_t(g, laid_out(w, layout)[0]), g @ w.T)
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    """A thread's share may be a few columns of many."""
+    rng = np.random.default_rng(0)
+    lanes = MACHINE.vector_bytes // 4
+    x = rng.standard_normal((300, 700), np.float32)
+    weights = [rng.standard_normal((700, n), np.float32) for n in (2, 4, lanes + 2)]
+    before = kernels.get_num_threads()
+    results = set()
+    try:
+        for threads in (1, 2, 3):
+            kernels.set_num_threads(threads)
+            results.add(b"".join(kernels.gathered_matmul(x, w).tobytes() for w in weights))
+    finally:
+        kernels.set_num_threads(before)
+    assert len(results) == 1
