@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay, pack_dots
+from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inner
@@ -23,7 +23,7 @@ from numbadrop.kernels.memory import (
     store,
     words_behind,
 )
-from numbadrop.kernels.packing import WORKSPACE_BYTES, Matrix, pack, workspace
+from numbadrop.kernels.packing import WORKSPACE_BYTES, Matrix, pack, pack_piece, workspace
 from numbadrop.kernels.patches import (
     PATCHES_WORDS,
     bring,
@@ -125,7 +125,7 @@ def convolve_part(task, part, parts):
     tall = dot_rows(cols) if few else np.int64(MACHINE.tile_rows)
     packed_bytes = most_panels * panel_bytes + wide * width * size
     if few:
-        packed_bytes = dot_bytes(alpha, depth)
+        packed_bytes = dot_bytes(alpha, dot_pitch(alpha, depth))
     packed_memory = np.empty(packed_bytes + CACHE_LINE, np.uint8)
     packed = align(address_in(packed_memory), CACHE_LINE)
     bias_memory = np.zeros(most_panels * width * size, np.uint8)
@@ -152,13 +152,11 @@ def convolve_part(task, part, parts):
             thick = begin_of(panel_split, n + 1) - v0
             filled = min(thick * wide, cols - v0 * wide)
             at = n - first_panel
-            if few:
-                pack_dots(alpha, packed, b, np.int64(0), depth, np.int64(0), cols, work)
-            else:
-                pack(
-                    alpha, packed + at * panel_bytes, thick * wide * size, b, np.int64(0), depth,
-                    v0 * wide, filled, work,
-                )  # fmt: skip
+            b_row = dot_pitch(alpha, depth) if few else thick * wide * size
+            pack_piece(
+                alpha, packed + at * panel_bytes, b_row, b, np.int64(0), depth, v0 * wide, filled,
+                few, work,
+            )  # fmt: skip
             if bias != 0:
                 list_bias(alpha, biases + at * width * size, bias, b.cols, v0 * wide, filled)
         # Loop 2: lines of all images, a band at a time.

@@ -18,20 +18,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
-from numbadrop.kernels.jit import inner
-from numbadrop.kernels.memory import (
-    call_case,
-    few_turns,
-    first_lanes,
-    load,
-    masked_load,
-    pointer,
-    store,
-)
-from numbadrop.kernels.packing import Matrix, pack
-from numbadrop.kernels.windows import offset
+from numbadrop.kernels.jit import inlined
+from numbadrop.kernels.memory import align, call_case, few_turns, first_lanes, masked_load, pointer
 
-__all__ = ["dot_bytes", "dot_pitch", "dot_rows", "dot_tile", "dots_pay", "pack_dots"]
+__all__ = ["dot_bytes", "dot_pitch", "dot_rows", "dot_tile", "dots_pay"]
 
 _MOST_COLUMNS = 4
 """Of the tile. More than these fill a register of columns better."""
@@ -39,16 +29,15 @@ _LEAST_REGISTERS = 2
 """Of depth: to add up the lanes of sums, at the end, takes as long as some of them."""
 _I64 = ir.IntType(64)
 _POINTER = ir.PointerType()
-_CHUNK_VECTORS = MACHINE.tile_vectors
 
 
-@inner
+@inlined
 def dots_pay(alpha, depth, columns):
     """Whether so few columns are computed in less time than by the register tile."""
     return columns <= _MOST_COLUMNS and depth >= _LEAST_REGISTERS * lanes(alpha)
 
 
-@inner
+@inlined
 def dot_rows(columns):
     """Return the height of the tile of so many columns.
 
@@ -57,37 +46,16 @@ def dot_rows(columns):
     return min(MACHINE.tile_rows, (MACHINE.registers - 1 - columns) // (columns + 1))
 
 
-@inner
+@inlined
 def dot_pitch(alpha, depth):
     """Return the bytes from one packed column to the next."""
-    vector = MACHINE.vector_bytes
-    return (depth * bytes_of(alpha) + vector - 1) // vector * vector
+    return align(depth * bytes_of(alpha), MACHINE.vector_bytes)
 
 
-@inner
-def dot_bytes(alpha, depth):
+@inlined
+def dot_bytes(alpha, pitch):
     """Return the size of the memory for packed columns, and what packing may overwrite."""
-    return (_MOST_COLUMNS + lanes(alpha)) * dot_pitch(alpha, depth) + MACHINE.vector_bytes
-
-
-@inner
-def pack_dots(alpha, panel, b, k0, depth, j0, columns, work):
-    """Pack depth [k0, k0 + depth) and columns [j0, j0 + columns) of `b`, column by column."""
-    size, pitch = bytes_of(alpha), dot_pitch(alpha, depth)
-    if b.rows.stride != size and b.cols.stride != size:
-        for j in range(columns):
-            column = b.address + offset(b.cols, j0 + j)
-            for k in range(depth):
-                value = load(alpha, column + offset(b.rows, k0 + k))
-                store(panel + j * pitch + k * size, value)
-        return
-    across = Matrix(b.address, b.cols, b.rows)
-    chunk = _CHUNK_VECTORS * lanes(alpha)
-    for k in range(0, depth, chunk):
-        pack(
-            alpha, panel + k * size, pitch, across, j0, columns, k0 + k, min(chunk, depth - k),
-            work,
-        )  # fmt: skip
+    return (_MOST_COLUMNS + lanes(alpha)) * pitch + MACHINE.vector_bytes
 
 
 def _dots_function(module: ir.Module, element: types.Float, columns: int) -> ir.Function:

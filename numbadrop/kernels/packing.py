@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
 from numbadrop.kernels.jit import inlined, inner
-from numbadrop.kernels.memory import clear_bytes, load, pointer, store
+from numbadrop.kernels.memory import align, clear_bytes, load, pointer, store
 from numbadrop.kernels.windows import (
     ROWS,
     WORDS,
@@ -29,7 +29,7 @@ from numbadrop.kernels.windows import (
     windows_bytes,
 )
 
-__all__ = ["MOST_UNITS", "WORKSPACE_BYTES", "Matrix", "pack", "workspace"]
+__all__ = ["MOST_UNITS", "WORKSPACE_BYTES", "Matrix", "pack", "pack_piece", "workspace"]
 
 MOST_UNITS = 64
 """Units, or registers, for which windows are found at a time; no panel is wider."""
@@ -64,14 +64,15 @@ def _transpose_square(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, target, target_row, source, source_row = args
-        vector, align = vector_type(alpha), itemsize(alpha)
+        vector, aligned = vector_type(alpha), itemsize(alpha)
         count = vector.count
 
         def row(base: Any, stride: Any, number: int) -> Any:
             return pointer(builder, builder.add(base, builder.mul(stride, stride.type(number))))
 
         rows = [
-            builder.load(row(source, source_row, r), typ=vector, align=align) for r in range(count)
+            builder.load(row(source, source_row, r), typ=vector, align=aligned)
+            for r in range(count)
         ]
         # Swap ever larger blocks: after the step of size s, bit s of row and column are exchanged.
         step = 1
@@ -88,7 +89,7 @@ def _transpose_square(
             rows = swapped
             step *= 2
         for r in range(count):
-            builder.store(rows[r], row(target, target_row, r), align=align)
+            builder.store(rows[r], row(target, target_row, r), align=aligned)
         return context.get_dummy_value()
 
     i64 = types.int64
@@ -164,12 +165,12 @@ def _pack_along_depth(alpha, panel, pitch, b, k0, depth, j0, columns, work):
 def _pack_scalar(alpha, panel, pitch, b, k0, depth, j0, columns):
     """Pack element by element: any strides, any size."""
     size = bytes_of(alpha)
+    end = min(pitch, align(columns * size, MACHINE.vector_bytes))
     for k in range(depth):
         source = b.address + offset(b.rows, k0 + k)
         for j in range(columns):
             store(panel + k * pitch + j * size, load(alpha, source + offset(b.cols, j0 + j)))
-        for behind in range(columns * size, pitch, size):
-            store(panel + k * pitch + behind, alpha * 0)
+        clear_bytes(panel + k * pitch + columns * size, end - columns * size)
 
 
 @inner
@@ -190,3 +191,17 @@ def pack(alpha, panel, pitch, b, k0, depth, j0, columns, work):
         _pack_along_depth(alpha, panel, pitch, b, k0, depth, j0, columns, work)
     else:
         _pack_scalar(alpha, panel, pitch, b, k0, depth, j0, columns)
+
+
+@inlined
+def pack_piece(alpha, panel, pitch, b, k0, depth, j0, columns, by_columns, work):
+    """Pack what `pack` does, or the same column by column, of any depth, for `dot_tile`."""
+    if by_columns:
+        b = Matrix(b.address, b.cols, b.rows)
+        k0, depth, j0, columns = j0, columns, k0, depth
+    most = MACHINE.tile_vectors * lanes(alpha)
+    for j in range(0, columns, most):
+        pack(
+            alpha, panel + j * bytes_of(alpha), pitch, b, k0, depth, j0 + j,
+            min(most, columns - j), work,
+        )  # fmt: skip

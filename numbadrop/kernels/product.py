@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay, pack_dots
+from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import Epilogue, finish_tile, is_plain, list_bias
 from numbadrop.kernels.jit import inlined, inner
@@ -34,7 +34,14 @@ from numbadrop.kernels.memory import (
     store,
     words_behind,
 )
-from numbadrop.kernels.packing import MOST_UNITS, WORKSPACE_BYTES, Matrix, pack, workspace
+from numbadrop.kernels.packing import (
+    MOST_UNITS,
+    WORKSPACE_BYTES,
+    Matrix,
+    pack,
+    pack_piece,
+    workspace,
+)
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places
 from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
 from numbadrop.kernels.shares import Split, begin_of, full_parts, share, split
@@ -305,7 +312,7 @@ def _add_tile(alpha, tile, rows, columns, c, i0, j0):
             store(target, load(alpha, target) + load(alpha, source + j * size))
 
 
-@inner
+@inlined
 def _has_few_columns(alpha, product, block):
     """Whether `dot_tile` computes the product, which must not depend on the threads."""
     a, b, size = product.a, product.b, bytes_of(alpha)
@@ -362,7 +369,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
     panel_bytes = align((cut.block + wide) * _ROW_BYTES, CACHE_LINE)
     if few:
-        panel_bytes = dot_bytes(alpha, cut.block)
+        panel_bytes = dot_bytes(alpha, dot_pitch(alpha, cut.block))
     memory = np.empty(CACHE_LINE + panel_bytes + near.size, np.uint8)
     panel = align(address_in(memory), CACHE_LINE)
 
@@ -386,11 +393,10 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 b_panel, b_row = panel, piece.vectors * MACHINE.vector_bytes
                 if few:
                     b_row = dot_pitch(alpha, depth)
-                    pack_dots(alpha, panel, b, k0, depth, j0, columns, work)
-                elif used_once and columns == piece.vectors * wide:
+                if used_once and columns == piece.vectors * wide:
                     b_panel, b_row = b.address + k0 * b.rows.stride + j0 * size, b.rows.stride
                 else:
-                    pack(alpha, panel, b_row, b, k0, depth, j0, columns, work)
+                    pack_piece(alpha, panel, b_row, b, k0, depth, j0, columns, few, work)
                 spread = _find_spread(alpha, c, piece, work) if scatter else _Spread(0, 0)
                 step = request_bytes(piece.vectors)
                 # Loop 4: rows of A and C, a register tile at a time.
