@@ -349,7 +349,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
         and b.rows.indices == 0
     )
     # What lies near, or will not be packed, is not prefetched.
-    b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once
+    b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once and not few
     c_far = scatter and c.cols.stride == size and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
 
     work = workspace(stack_memory(WORKSPACE_BYTES))
