@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import sys
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -426,8 +427,36 @@ def test_few_channels_share_out_lines(size, monkeypatch):
         kernels.set_num_threads(before)
 
 
+def test_sums_of_stretches_are_as_silent_as_others():
+    x, g = np.ones((8, 32, 32, 4)), np.ones((8, 32, 32, 8))
+    x[0], x[-1] = np.inf, -np.inf
+    with np.errstate(all="raise"):
+        assert np.isnan(kernels.conv2d_at(x, g, kernel_size=1)).all()
+
+
+@numba.njit
+def _do_all(done, least, parts):
+    number, channels, vectors = done.shape
+    for part in range(parts):
+        own = stretches.part_of_gradient(number, channels, vectors, least, parts, part)
+        done[
+            own.first_stretch : own.last_stretch,
+            own.first_channel : own.first_channel + own.channels,
+            own.first_vector : own.first_vector + own.vectors,
+        ] += 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
+@pytest.mark.parametrize("channels", [1, 3, 16, 70])
+def test_every_part_of_a_gradient_is_somebody_s(number, channels):
+    for vectors, least, parts in itertools.product((1, 2, 5), (8, 16), range(1, 25)):
+        done = np.zeros((number, channels, vectors), np.int64)
+        _do_all(done, least, parts)
+        assert (done == 1).all(), (vectors, least, parts)
+
+
 def test_positions_of_whole_cache_lines_give_the_same_bits():
-    """Where G is read as it lies, and where it begins elsewhere and is packed."""
+    """Where G may be read as it lies, and where it begins elsewhere and is packed."""
     of = Convolution(3, (9, 8), (40, 32), (2, 3), padding=(1, 0))
     assert np.prod(of.kernel) * of.channels[0] > direct._FEW_TILES * MACHINE.tile_rows
     x, g = convolution_operands("conv2d_at", np.float32, of, None, None, np.random.default_rng(0))

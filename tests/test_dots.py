@@ -42,7 +42,8 @@ def test_every_variant(dtype, columns):
         image = rng.integers(-9, 10, (100 + 4 * lanes)).astype(dtype)
         places, starts = rng.permutation(60)[:rows], rng.permutation(40)[:runs]
         a = image[places[:, None, None] + starts[:, None] + np.arange(depth)].reshape(rows, -1)
-        b = rng.integers(-9, 10, (columns, runs * depth + 3)).astype(dtype)
+        b = rng.integers(-9, 10, (columns, runs * depth + lanes)).astype(dtype)
+        b[:, runs * depth :] = np.nan
         around = rng.integers(-9, 10, (rows + 2, columns + 2)).astype(dtype)
         expected = around.copy()
         inside = expected[1:-1, 1:-1]
@@ -126,12 +127,15 @@ def test_any_number_of_threads_gives_the_same_bits():
     lanes = MACHINE.vector_bytes // 4
     x = rng.standard_normal((300, 700), np.float32)
     weights = [rng.standard_normal((700, n), np.float32) for n in (2, 4, lanes + 2)]
+    # So few rows that columns are cut, and rows of which a share is too few to transpose columns.
+    products = [(x, w) for w in weights]
+    products += [(x[:16], np.asfortranarray(weights[2])), (x[:100], weights[1])]
     before = kernels.get_num_threads()
     results = set()
     try:
         for threads in (1, 2, 3):
             kernels.set_num_threads(threads)
-            results.add(b"".join(kernels.gathered_matmul(x, w).tobytes() for w in weights))
+            results.add(b"".join(kernels.gathered_matmul(*pair).tobytes() for pair in products))
     finally:
         kernels.set_num_threads(before)
     assert len(results) == 1

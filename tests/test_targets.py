@@ -16,6 +16,8 @@ from numbadrop.kernels.elements import MACHINE
 
 print(MACHINE.name, check_many([(1, 1, 1), (9, 40, 3), (65, 70, 4), (17, 47, 33), (3, 515, 40)]))
 print(check_winograd())
+with winograd_from(sys.maxsize):  # to one channel, and of whole cache lines
+    print(check_convolutions([GEOMETRIES[2], GEOMETRIES[-2]]))
 for dtype in DTYPES:
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((7, 40)).astype(dtype), rng.standard_normal((80, 90)).astype(dtype)

@@ -458,7 +458,8 @@ def conv2d_at(
             sums = dense if number == 1 else empty((number, *shape), x)
             run_task(correlate_part, *task, address_of(sums), number, parallel=parallel)
             if number > 1:
-                np.add.reduce(sums, axis=0, out=dense)
+                with np.errstate(all="ignore"):  # as silent as sums in a kernel
+                    np.add.reduce(sums, axis=0, out=dense)
     if dense is not out:
         out[...] = dense
     return out

@@ -1,7 +1,8 @@
 """The direct convolution: a matrix product with the patches of images.
 
 With the patches as the rows of a matrix P, a convolution is ``f(P B)`` and the gradient of its
-weights is ``P' G``. The register tile reads P where `patches` says that it lies, in both products.
+weights is ``P' G``. In both products a tile reads P where `patches` says that it lies: the register
+tile, or that of `dots` where a convolution has few results for a position.
 """
 
 from __future__ import annotations
@@ -193,28 +194,29 @@ def convolve_part(task, part, parts):
                     thick = begin_of(panel_split, n + 1) - v0
                     filled = min(thick * wide, cols - v0 * wide)
                     at = n - first_panel
+                    b_panel = packed + at * panel_bytes
                     shift_places(c_places, targets, v0 * wide * size)
-                    # What the next tile writes, and reads. At the end of a line, where positions
-                    # are apart, it is asked for in vain.
-                    shift_places(requests, c_places, high * c_pixel)
-                    requests_end = requests + PLACES_BYTES
-                    if lone_pixels and n == first_panel:
-                        ahead = ahead_of(
-                            load_index(a_places, 0), Axis(patch_step, 0, 0), high, PLACES,
-                            spread.pixel, request_bytes(thick),
-                        )  # fmt: skip
-                        requests_end = list_requests(
-                            requests, requests_end, ahead, np.int64(1), np.int64(0)
-                        )
                     if few:
                         dot_tile(
-                            alpha, high, cols, p.runs, run_starts, p.run_pixels * p.channels,
-                            a_places, packed, dot_pitch(alpha, depth), c_places, False,
+                            alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
+                            a_places, b_panel, dot_pitch(alpha, depth), c_places, False,
                         )  # fmt: skip
                     else:
+                        # What the next tile writes, and reads. At the end of a line, where
+                        # positions are apart, it is asked for in vain.
+                        shift_places(requests, c_places, high * c_pixel)
+                        requests_end = requests + PLACES_BYTES
+                        if lone_pixels and n == first_panel:
+                            ahead = ahead_of(
+                                load_index(a_places, 0), Axis(patch_step, 0, 0), high, PLACES,
+                                spread.pixel, request_bytes(thick),
+                            )  # fmt: skip
+                            requests_end = list_requests(
+                                requests, requests_end, ahead, np.int64(1), np.int64(0)
+                            )
                         register_tile(
                             alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
-                            a_places, size, packed + at * panel_bytes, thick * wide * size,
+                            a_places, size, b_panel, thick * wide * size,
                             c_places, requests, requests_end, False,
                         )  # fmt: skip
                     if finish:
@@ -288,6 +290,7 @@ def correlate_part(task, part, parts):
     # Positions are pixels, one behind the other.
     pointwise = _has_lone_pixels(p) and p.step_y == 1 and p.step_x == 1
 
+    own_end = share(all_lines, number, last_stretch) * p.columns
     # Loop 1: the positions, which are the depth, a band at a time.
     stretch, line = first_stretch, share(all_lines, number, first_stretch)
     while stretch < last_stretch:
@@ -308,7 +311,7 @@ def correlate_part(task, part, parts):
                     line * p.columns, lines * p.columns, j0, filled, work,
                 )  # fmt: skip
         after = (line + lines) * p.columns
-        next_positions = min(most_lines * p.columns, positions - after)
+        next_positions = min(most_lines * p.columns, own_end - after)
         # Loop 2: rows of P' and C, which are channels of taps, a register tile at a time.
         tap, channel = 0, 0
         for t in range(tiles):

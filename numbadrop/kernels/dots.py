@@ -145,6 +145,7 @@ def _dots_function(module: ir.Module, element: types.Float, columns: int) -> ir.
                 total = builder.call(
                     add_up, [ir.Constant(scalar, -0.0), register], fastmath=("reassoc",)
                 )
+                # Also where it is not added: whatever lies there does no harm.
                 before = builder.load(place, typ=scalar, align=size)
                 more = builder.fadd(before, total)
                 builder.store(builder.select(accumulate, more, total), place, align=size)

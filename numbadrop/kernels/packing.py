@@ -165,7 +165,7 @@ def _pack_along_depth(alpha, panel, pitch, b, k0, depth, j0, columns, work):
 def _pack_scalar(alpha, panel, pitch, b, k0, depth, j0, columns):
     """Pack element by element: any strides, any size."""
     size = bytes_of(alpha)
-    end = min(pitch, align(columns * size, MACHINE.vector_bytes))
+    end = align(columns * size, MACHINE.vector_bytes)
     for k in range(depth):
         source = b.address + offset(b.rows, k0 + k)
         for j in range(columns):

@@ -1,4 +1,4 @@
-"""The product C = f(A B) or C += f(A B) as loops around packing and the register tile.
+"""The product C = f(A B) or C += f(A B) as loops around packing and a tile in registers.
 
 A is read where it lies, by address and two strides, or from a copy if its rows are far apart. B is
 gathered while it is packed; a dense one that a single tile meets is read where it lies, too. A C
@@ -348,7 +348,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
         and b.cols.indices == 0
         and b.rows.indices == 0
     )
-    # What lies near, or will not be packed, is not prefetched.
+    # What lies near, or will not be packed, is not prefetched, and `dot_tile` asks for nothing.
     b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once and not few
     c_far = scatter and c.cols.stride == size and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
 

@@ -24,7 +24,7 @@ def stretches(units: int, weights_bytes: int) -> int:
     The number decides in which order sums are made: it must not depend on the threads.
     """
     most = min(_MOST_STRETCHES, units, _STRETCHES_BYTES // max(weights_bytes, 1))
-    # A power of two, which most numbers of threads share out evenly.
+    # A power of two: with most even numbers of threads, all have as much to do.
     return 1 << max(most.bit_length() - 1, 0)
 
 
@@ -61,7 +61,11 @@ def part_of_gradient(number, channels, vectors, least, parts, part):
     Channels are not cut into fewer than `least`, or where columns cannot be shared out evenly, than
     a tile has rows.
     """
-    sharing = max(1, parts // number)
+    # Evenly, if both have a factor of two; else a few threads have a stretch more.
+    common = 1
+    while parts % (2 * common) == 0 and number % (2 * common) == 0:
+        common *= 2
+    sharing = parts // common if common > 1 else max(1, parts // number)
     groups = (parts + sharing - 1) // sharing
     group, part = part // sharing, part % sharing
     # Channels are cut first: then no thread copies, or transforms, the pixels that another does.

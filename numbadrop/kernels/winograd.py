@@ -404,6 +404,7 @@ def correlate_part(task, part, parts):
     # Loop 1: squares of results, which are the depth, a block at a time.
     stretch, first = first_stretch, share(squares // whole, number, first_stretch) * whole
     while stretch < last_stretch:
+        # No stretch is empty, see `long_stretches`.
         begin = share(squares // whole, number, stretch) * whole
         end = share(squares // whole, number, stretch + 1) * whole
         count = min(most, end - first)
