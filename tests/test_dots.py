@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 
-import llvmlite.binding as llvm
 import numba
 import numpy as np
 import pytest
 from kernel_checks import DTYPES, laid_out, make_set, operands
 from llvmlite import ir
 from numba.core import types
-from test_tile import table
+from test_tile import blocks_for, table
 
 from numbadrop import kernels
 from numbadrop.kernels import dots, elements, reference
@@ -74,26 +73,19 @@ def test_the_inner_loop_of_other_machines(
     machine, triple, cpu, multiply_add, memory, element, columns, monkeypatch
 ):
     """Cross-compiled: one fused instruction for each register of sums, none on the stack."""
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
     for module in (elements, dots):
         monkeypatch.setattr(module, "MACHINE", machine)
     source = ir.Module()
     source.triple = triple
     dots._dots_function(source, element, columns).linkage = ""
-    target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
-    optimized = llvm.parse_assembly(str(source))
-    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(optimized, passes)
-    assembly = target.emit_assembly(optimized)
-    blocks = re.split(r"\n(?=\.LBB)", assembly)
+    blocks = blocks_for(source, cpu)
     sums = columns * dot_rows.py_func(columns)
     loops = [
         block
         for block in blocks
         if block.count(multiply_add) == sums and block.count(block[: block.index(":")]) > 1
     ]
-    assert loops, assembly
+    assert loops, blocks
     for loop in loops:
         vectors = [line for line in loop.split("\n") if re.search(r"(?:v|q|%[xyz]mm)\d", line)]
         assert not [line for line in vectors if re.search(memory, line)], loop

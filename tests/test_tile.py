@@ -144,6 +144,17 @@ for rows, vectors in [
     assert answer("-c", program, env={"PYTHONFAULTHANDLER": None}) == ""
 
 
+def blocks_for(source, cpu):
+    """Return the blocks of a module's assembly, optimized for a CPU of its triple."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    target = llvm.Target.from_triple(source.triple).create_target_machine(cpu=cpu, opt=3)
+    optimized = llvm.parse_assembly(str(source))
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(optimized, passes)
+    return re.split(r"\n(?=\.LBB)", target.emit_assembly(optimized))
+
+
 @pytest.mark.parametrize("prefetches", [False, True])
 @pytest.mark.parametrize("element", [types.float32, types.float64], ids=str)
 @pytest.mark.parametrize(
@@ -162,20 +173,13 @@ def test_the_inner_loop_of_other_machines(
     machine, triple, cpu, multiply_add, memory, element, prefetches, monkeypatch
 ):
     """Cross-compiled: one fused instruction for each vector of sums, all sums in registers."""
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
     for module in (elements, tile):
         monkeypatch.setattr(module, "MACHINE", machine)
     source = ir.Module()
     source.triple = triple
     sizes = machine.tile_rows, machine.tile_vectors
     tile._tile_function(source, element, *sizes, prefetches).linkage = ""
-    target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
-    optimized = llvm.parse_assembly(str(source))
-    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(optimized, passes)
-    assembly = target.emit_assembly(optimized)
-    block = max(re.split(r"\n(?=\.LBB)", assembly), key=lambda block: block.count(multiply_add))
+    block = max(blocks_for(source, cpu), key=lambda block: block.count(multiply_add))
     label = block[: block.index(":")]
     loop = block[: block.rindex(label)]  # up to the jump back
     sums = machine.tile_rows * machine.tile_vectors

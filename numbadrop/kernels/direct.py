@@ -122,10 +122,10 @@ def convolve_part(task, part, parts):
     groups = min(panels, max(1, (panels * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES))
     most_panels = (panels + groups - 1) // groups
     work = workspace(stack_memory(WORKSPACE_BYTES))
-    few = dots_pay(alpha, depth, cols)
-    tall = dot_rows(cols) if few else np.int64(MACHINE.tile_rows)
+    by_dots = dots_pay(alpha, depth, cols)
+    tall = dot_rows(cols) if by_dots else np.int64(MACHINE.tile_rows)
     packed_bytes = most_panels * panel_bytes + wide * width * size
-    if few:
+    if by_dots:
         packed_bytes = dot_bytes(alpha, dot_pitch(alpha, depth))
     packed_memory = np.empty(packed_bytes + CACHE_LINE, np.uint8)
     packed = align(address_in(packed_memory), CACHE_LINE)
@@ -153,10 +153,10 @@ def convolve_part(task, part, parts):
             thick = begin_of(panel_split, n + 1) - v0
             filled = min(thick * wide, cols - v0 * wide)
             at = n - first_panel
-            b_row = dot_pitch(alpha, depth) if few else thick * wide * size
+            b_row = dot_pitch(alpha, depth) if by_dots else thick * wide * size
             pack_piece(
                 alpha, packed + at * panel_bytes, b_row, b, np.int64(0), depth, v0 * wide, filled,
-                few, work,
+                by_dots, work,
             )  # fmt: skip
             if bias != 0:
                 list_bias(alpha, biases + at * width * size, bias, b.cols, v0 * wide, filled)
@@ -196,7 +196,7 @@ def convolve_part(task, part, parts):
                     at = n - first_panel
                     b_panel = packed + at * panel_bytes
                     shift_places(c_places, targets, v0 * wide * size)
-                    if few:
+                    if by_dots:
                         dot_tile(
                             alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
                             a_places, b_panel, dot_pitch(alpha, depth), c_places, False,

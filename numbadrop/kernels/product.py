@@ -338,18 +338,18 @@ def multiply(product, i_first, i_last, j_first, j_last):
     cut = _cut(alpha, i_last - i_first, product.depth, j_last - j_first)
     near = _near(alpha, cut, a, i_last - i_first)
     finish = not is_plain(epilogue, product.bias)
-    few = _has_few_columns(alpha, product, cut.block)
-    tall = dot_rows(product.cols) if few else np.int64(MACHINE.tile_rows)
+    by_dots = _has_few_columns(alpha, product, cut.block)
+    tall = dot_rows(product.cols) if by_dots else np.int64(MACHINE.tile_rows)
     # A panel that one tile meets is a copy for nothing, unless units have to be brought together.
     used_once = (
         i_last - i_first <= MACHINE.tile_rows
-        and not few
+        and not by_dots
         and b.cols.stride == size
         and b.cols.indices == 0
         and b.rows.indices == 0
     )
     # What lies near, or will not be packed, is not prefetched, and `dot_tile` asks for nothing.
-    b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once and not few
+    b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once and not by_dots
     c_far = scatter and c.cols.stride == size and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
 
     work = workspace(stack_memory(WORKSPACE_BYTES))
@@ -368,7 +368,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     store(one_run, 0)
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
     panel_bytes = align((cut.block + wide) * _ROW_BYTES, CACHE_LINE)
-    if few:
+    if by_dots:
         panel_bytes = dot_bytes(alpha, dot_pitch(alpha, cut.block))
     memory = np.empty(CACHE_LINE + panel_bytes + near.size, np.uint8)
     panel = align(address_in(memory), CACHE_LINE)
@@ -391,12 +391,12 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 if product.bias != 0:
                     list_bias(alpha, bias, product.bias, b.cols, j0, columns)
                 b_panel, b_row = panel, piece.vectors * MACHINE.vector_bytes
-                if few:
+                if by_dots:
                     b_row = dot_pitch(alpha, depth)
                 if used_once and columns == piece.vectors * wide:
                     b_panel, b_row = b.address + k0 * b.rows.stride + j0 * size, b.rows.stride
                 else:
-                    pack_piece(alpha, panel, b_row, b, k0, depth, j0, columns, few, work)
+                    pack_piece(alpha, panel, b_row, b, k0, depth, j0, columns, by_dots, work)
                 spread = _find_spread(alpha, c, piece, work) if scatter else _Spread(0, 0)
                 step = request_bytes(piece.vectors)
                 # Loop 4: rows of A and C, a register tile at a time.
@@ -420,7 +420,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     if b_far and t < prefetching and following.columns > 0:
                         ahead = _panel_ahead(alpha, b, following, step)
                         requests_end = list_requests(requests, requests_end, ahead, prefetching, t)
-                    if few:
+                    if by_dots:
                         dot_tile(
                             alpha, high, columns, 1, one_run, depth, a_places, b_panel, b_row,
                             sums, begun,
