@@ -1,6 +1,6 @@
 """The product C = f(A B) or C += f(A B) as loops around packing and a tile in registers.
 
-A is read where it lies, by address and two strides, or from a copy if its rows are far apart. B is
+A is read where it lies, by address and two strides, or packed if its depth lies across memory. B is
 gathered while it is packed; a dense one that a single tile meets is read where it lies, too. A C
 that is added to may be a block of the rows and columns of an array. Forward pass, input gradient
 and weight gradient, dense or gathered, differ in their operands alone. f is the `epilogue`.
@@ -25,7 +25,6 @@ from numbadrop.kernels.memory import (
     array_length,
     array_stride,
     clear_bytes,
-    copy_bytes,
     first_of,
     keep_alive,
     load,
@@ -62,15 +61,12 @@ _TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
 """Of the largest register tile."""
 _DEPTH_BLOCK = 512
 """The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
-_GROUP_BYTES = 1 << 21
-"""Most bytes of A that all panels pass before others come and B is packed again: half of it and
-four times as much are slower, although it is twice the L2 of the CPU that this was measured on."""
+_GROUP_BYTES, _STRIPS_BYTES = 1 << 20, 1 << 21
+"""Most bytes of A that all panels pass before others come and B is packed again: half of an L2 of 2
+MB for rows that are read where they lie. Strips are one stretch of memory, which is read ahead."""
 _NEAR_BYTES, _NEAR_SUM_BYTES = 1 << 20, 1 << 22
 """Most bytes of a B, and of a C that is added to, which are not prefetched: where a core's own
 cache holds its share, that takes longer than what it saves."""
-_COPY_FROM_BYTES = 1 << 18
-_COPY_FROM_PANELS = 8
-"""From these on it pays to bring the rows of A together in memory."""
 
 _GATHER_ROWS, _COPY_ROWS = 16, 6
 """To gather a panel, or to copy it, takes as long as to multiply it by so many rows."""
@@ -82,7 +78,7 @@ much less: as near as the two CPUs are at the time."""
 
 
 class Strided(NamedTuple):
-    """An operand that is read where it lies, or from a copy that has become as simple."""
+    """An operand that is read where it lies, or where it has been packed."""
 
     address: int
     row: int
@@ -128,11 +124,13 @@ class _Cut(NamedTuple):
 
 
 @inner
-def _cut(alpha, rows, depth, columns):
-    """Return the fewest pieces, as equal as can be."""
+def _cut(alpha, a, rows, depth, columns):
+    """Return the fewest pieces of so many rows of A, as equal as can be."""
+    size = bytes_of(alpha)
     blocks = max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK)
     block = (depth + blocks - 1) // blocks
-    groups = max(1, (rows * block * bytes_of(alpha) + _GROUP_BYTES - 1) // _GROUP_BYTES)
+    most = _GROUP_BYTES if a.depth == size else _STRIPS_BYTES
+    groups = max(1, (rows * block * size + most - 1) // most)
     vectors = (columns + lanes(alpha) - 1) // lanes(alpha)
     panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
     return _Cut(groups, blocks, block, panels, split(vectors, panels))
@@ -185,61 +183,46 @@ def _piece(alpha, cut, depth, j_first, j_last, block, panel):
     return _Piece(k0, share(depth, cut.blocks, block + 1) - k0, j0, columns, v1 - v0)
 
 
-class _Near(NamedTuple):
-    """Where the tiles of a group read a block of A: where it lies, or in a copy."""
+class _Strips(NamedTuple):
+    """How tiles read A where its depth lies across memory: in strips, each as high as a tile."""
 
-    copied: bool
-    """As rows of the group."""
-    packed: bool
-    """As strips, each as high as a tile and dense across."""
     pitch: int
-    """From one row of the copy, or one step of a strip's depth, to the next."""
+    """From one step of a strip's depth to the next, 0 where A is read where it lies."""
     strip: int
     """From one strip to the next."""
     size: int
-    """Of the copy of a group's block."""
+    """Of all strips of a group's block."""
 
 
 @inner
-def _near(alpha, cut, a, rows):
-    """Return where so many rows of A are best read."""
+def _strips(alpha, cut, a, rows):
+    """Return the strips that so many rows of A are packed to."""
     size = bytes_of(alpha)
-    most_rows = rows // cut.groups + 1 + MACHINE.tile_rows
-    # Where the depth of A lies across memory, every element of a tile's column would come from a
-    # cache line of its own, again for each panel.
-    if a.depth != size and a.row == size and cut.panels > 1:
-        # What a register holds too much the next row overwrites, unless a row takes several.
-        pitch = MACHINE.tile_rows * size
-        if pitch > MACHINE.vector_bytes:
-            pitch = align(pitch, MACHINE.vector_bytes)
-        strip = cut.block * pitch
-        strips = most_rows // MACHINE.tile_rows + 1
-        return _Near(False, True, pitch, strip, strips * strip + MACHINE.vector_bytes)
-    # Rows that are far apart share few sets of a cache, and would push each other out of it.
-    many = rows * cut.block * size >= _COPY_FROM_BYTES and cut.panels >= _COPY_FROM_PANELS
-    if a.depth == size and many:
-        pitch = cut.block * size + CACHE_LINE
-        return _Near(True, False, pitch, 0, most_rows * pitch)
-    return _Near(False, False, 0, 0, 0)
+    # Else every element of a tile's column would come from a cache line of its own, again for each
+    # panel.
+    if a.depth == size or a.row != size or cut.panels == 1:
+        return _Strips(0, 0, 0)
+    # What a register holds too much the next row overwrites, unless a row takes several.
+    pitch = MACHINE.tile_rows * size
+    if pitch > MACHINE.vector_bytes:
+        pitch = align(pitch, MACHINE.vector_bytes)
+    strip = cut.block * pitch
+    most = (rows // cut.groups + 1 + MACHINE.tile_rows) // MACHINE.tile_rows + 1
+    return _Strips(pitch, strip, most * strip + MACHINE.vector_bytes)
 
 
 @inlined
-def _bring_near(alpha, near, copy, product, group, k0, depth, work):
-    """Copy, if need be, depth [k0, k0 + depth) of a group's rows; return how they are read now."""
+def _bring_near(alpha, strips, packed, product, group, k0, depth, work):
+    """Pack, if need be, depth [k0, k0 + depth) of a group's rows; return how they are read now."""
     a, size = product.a, bytes_of(alpha)
-    lies = Strided(a.address + group.first * a.row + k0 * a.depth, a.row, a.depth)
-    if near.copied:
-        for i in range(group.rows):
-            copy_bytes(copy + i * near.pitch, lies.address + i * lies.row, depth * size)
-        return Strided(copy, near.pitch, size)
-    if near.packed:
-        across = Matrix(a.address, Axis(a.depth, product.depth, 0), Axis(size, product.rows, 0))
-        for t in range(group.tiles):
-            r0, r1 = begin_of(group.tile_split, t), begin_of(group.tile_split, t + 1)
-            strip = copy + t * near.strip
-            pack(alpha, strip, near.pitch, across, k0, depth, group.first + r0, r1 - r0, work)
-        return Strided(copy, size, near.pitch)
-    return lies
+    if strips.pitch == 0:
+        return Strided(a.address + group.first * a.row + k0 * a.depth, a.row, a.depth)
+    across = Matrix(a.address, Axis(a.depth, product.depth, 0), Axis(size, product.rows, 0))
+    for t in range(group.tiles):
+        r0, r1 = begin_of(group.tile_split, t), begin_of(group.tile_split, t + 1)
+        strip = packed + t * strips.strip
+        pack(alpha, strip, strips.pitch, across, k0, depth, group.first + r0, r1 - r0, work)
+    return Strided(packed, size, strips.pitch)
 
 
 @inner
@@ -335,8 +318,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
     size, wide = bytes_of(alpha), lanes(alpha)
     if i_last <= i_first or j_last <= j_first:
         return
-    cut = _cut(alpha, i_last - i_first, product.depth, j_last - j_first)
-    near = _near(alpha, cut, a, i_last - i_first)
+    cut = _cut(alpha, a, i_last - i_first, product.depth, j_last - j_first)
+    strips = _strips(alpha, cut, a, i_last - i_first)
     finish = not is_plain(epilogue, product.bias)
     by_dots = _has_few_columns(alpha, product, cut.block)
     tall = dot_rows(product.cols) if by_dots else np.int64(MACHINE.tile_rows)
@@ -370,7 +353,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     panel_bytes = align((cut.block + wide) * _ROW_BYTES, CACHE_LINE)
     if by_dots:
         panel_bytes = dot_bytes(alpha, dot_pitch(alpha, cut.block))
-    memory = np.empty(CACHE_LINE + panel_bytes + near.size, np.uint8)
+    memory = np.empty(CACHE_LINE + panel_bytes + strips.size, np.uint8)
     panel = align(address_in(memory), CACHE_LINE)
 
     # Loop 1: rows of A and C, a group at a time.
@@ -382,7 +365,9 @@ def multiply(product, i_first, i_last, j_first, j_last):
             begun, last = n > 0 and not scatter, n == cut.blocks - 1
             k0 = share(product.depth, cut.blocks, n)
             depth = share(product.depth, cut.blocks, n + 1) - k0
-            a_rows = _bring_near(alpha, near, panel + panel_bytes, product, group, k0, depth, work)
+            a_rows = _bring_near(
+                alpha, strips, panel + panel_bytes, product, group, k0, depth, work
+            )
             # Loop 3: columns of B and C, a panel at a time.
             for p in range(cut.panels):
                 piece = _piece(alpha, cut, product.depth, j_first, j_last, n, p)
@@ -404,7 +389,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     r0 = begin_of(group.tile_split, t)
                     high = begin_of(group.tile_split, t + 1) - r0
                     i0 = group.first + r0
-                    behind = t * near.strip if near.packed else r0 * a_rows.row
+                    behind = t * strips.strip if strips.pitch > 0 else r0 * a_rows.row
                     list_places(a_places, a_rows.address + behind, a_rows.row)
                     if spread.registers > 0:
                         note_sources(work.table, c.address, c.rows, i0, high)
