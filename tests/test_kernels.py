@@ -24,8 +24,8 @@ from kernel_checks import (
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import reference
+from numbadrop.kernels.blocking import _DEPTH_BLOCK
 from numbadrop.kernels.elements import MACHINE
-from numbadrop.kernels.product import _DEPTH_BLOCK
 
 small = st.integers(0, 20) | st.integers(0, 110)
 depths = st.sampled_from([1, 2, *(_DEPTH_BLOCK * k + d for k in (1, 2) for d in (-1, 0, 1))])
@@ -172,7 +172,6 @@ def test_every_height_and_width_of_a_remainder(dtype):
 @pytest.mark.parametrize(
     ("shape", "share"),
     [
-        ((300, 1000, 1000), 0.9),  # rows of A brought together
         ((1500, 530, 400), 0.95),  # several groups of rows
         ((512, 2400, 300), 0.95),  # of a gradient's too, whose strips are packed
         ((40, 9000, 3000), 0.02),  # units far apart, scattered one by one

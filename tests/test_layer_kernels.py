@@ -23,7 +23,7 @@ from kernel_checks import (
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import elementwise, masks, matmul, reference, softmax
-from numbadrop.kernels.product import _DEPTH_BLOCK
+from numbadrop.kernels.blocking import _DEPTH_BLOCK
 
 sizes = st.integers(0, 20) | st.integers(0, 110)
 kinds = st.sampled_from(SETS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from numbadrop.kernels.blocking import panel_of, panels_of
 from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
@@ -37,7 +38,7 @@ from numbadrop.kernels.patches import (
 )
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, shift_places
 from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
-from numbadrop.kernels.shares import begin_of, full_parts, share, split
+from numbadrop.kernels.shares import fewest_parts, full_parts, length_of, share
 from numbadrop.kernels.stretches import evenly, longest, part_of_gradient
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import Axis
@@ -115,12 +116,11 @@ def convolve_part(task, part, parts):
     wide = lanes(alpha)
     depth = p.runs * p.run_pixels * p.channels
     width = MACHINE.tile_vectors * wide
-    vectors = (cols + wide - 1) // wide
-    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
-    panel_split = split(vectors, panels)
+    panels = panels_of(alpha, cols)
     panel_bytes = depth * width * size
-    groups = min(panels, max(1, (panels * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES))
-    most_panels = (panels + groups - 1) // groups
+    least_groups = max(1, (panels.parts * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES)
+    groups = min(panels.parts, least_groups)
+    most_panels = (panels.parts + groups - 1) // groups
     work = workspace(stack_memory(WORKSPACE_BYTES))
     by_dots = dots_pay(alpha, depth, cols)
     tall = dot_rows(cols) if by_dots else np.int64(MACHINE.tile_rows)
@@ -147,19 +147,18 @@ def convolve_part(task, part, parts):
 
     # Loop 1: columns of B and C, as many panels at a time as the cache holds.
     for group in range(groups):
-        first_panel, last_panel = share(panels, groups, group), share(panels, groups, group + 1)
+        first_panel = share(panels.parts, groups, group)
+        last_panel = share(panels.parts, groups, group + 1)
         for n in range(first_panel, last_panel):
-            v0 = begin_of(panel_split, n)
-            thick = begin_of(panel_split, n + 1) - v0
-            filled = min(thick * wide, cols - v0 * wide)
+            j0, columns, vectors = panel_of(alpha, panels, cols, n)
             at = n - first_panel
-            b_row = dot_pitch(alpha, depth) if by_dots else thick * wide * size
+            b_row = dot_pitch(alpha, depth) if by_dots else vectors * MACHINE.vector_bytes
             pack_piece(
-                alpha, packed + at * panel_bytes, b_row, b, np.int64(0), depth, v0 * wide, filled,
+                alpha, packed + at * panel_bytes, b_row, b, np.int64(0), depth, j0, columns,
                 by_dots, work,
             )  # fmt: skip
             if bias != 0:
-                list_bias(alpha, biases + at * width * size, bias, b.cols, v0 * wide, filled)
+                list_bias(alpha, biases + at * width * size, bias, b.cols, j0, columns)
         # Loop 2: lines of all images, a band at a time.
         for line in range(begin, end, most_lines):
             lines = min(most_lines, end - line)
@@ -170,13 +169,11 @@ def convolve_part(task, part, parts):
             for run in range(p.runs):
                 store(run_starts + run * 8, run_start(p, run, spread))
             patch_step = p.step_x * spread.pixel
-            pixels = lines * p.columns
-            tiles = (pixels + tall - 1) // tall
-            tile_split = split(pixels, tiles)
+            tiles = fewest_parts(lines * p.columns, tall)
             y, x = 0, 0
             # Loop 3: rows of P and C, a register tile at a time.
-            for t in range(tiles):
-                high = begin_of(tile_split, t + 1) - begin_of(tile_split, t)
+            for t in range(tiles.parts):
+                high = length_of(tiles, t)
                 i = 0
                 while i < high:
                     along = min(high - i, p.columns - x)
@@ -190,15 +187,13 @@ def convolve_part(task, part, parts):
                         y, x = y + 1, 0
                 # Loop 4: columns of B and C, a panel at a time.
                 for n in range(first_panel, last_panel):
-                    v0 = begin_of(panel_split, n)
-                    thick = begin_of(panel_split, n + 1) - v0
-                    filled = min(thick * wide, cols - v0 * wide)
+                    j0, columns, vectors = panel_of(alpha, panels, cols, n)
                     at = n - first_panel
                     b_panel = packed + at * panel_bytes
-                    shift_places(c_places, targets, v0 * wide * size)
+                    shift_places(c_places, targets, j0 * size)
                     if by_dots:
                         dot_tile(
-                            alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
+                            alpha, high, columns, p.runs, run_starts, p.run_pixels * p.channels,
                             a_places, b_panel, dot_pitch(alpha, depth), c_places, False,
                         )  # fmt: skip
                     else:
@@ -209,19 +204,19 @@ def convolve_part(task, part, parts):
                         if lone_pixels and n == first_panel:
                             ahead = ahead_of(
                                 load_index(a_places, 0), Axis(patch_step, 0, 0), high, PLACES,
-                                spread.pixel, request_bytes(thick),
+                                spread.pixel, request_bytes(vectors),
                             )  # fmt: skip
                             requests_end = list_requests(
                                 requests, requests_end, ahead, np.int64(1), np.int64(0)
                             )
                         register_tile(
-                            alpha, high, filled, p.runs, run_starts, p.run_pixels * p.channels,
-                            a_places, size, b_panel, thick * wide * size,
+                            alpha, high, columns, p.runs, run_starts, p.run_pixels * p.channels,
+                            a_places, size, b_panel, vectors * MACHINE.vector_bytes,
                             c_places, requests, requests_end, False,
                         )  # fmt: skip
                     if finish:
                         biases_here = biases + at * width * size
-                        finish_tile(epilogue, c_places, c_places, high, filled, biases_here)
+                        finish_tile(epilogue, c_places, c_places, high, columns, biases_here)
     keep_alive(packed_memory)
     keep_alive(bias_memory)
     keep_alive(band_memory)
@@ -258,8 +253,7 @@ def correlate_part(task, part, parts):
     j_first = v_first * wide
     j_last = min(j_first + vectors * wide, cols)
     width = MACHINE.tile_vectors * wide
-    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
-    panel_split = split(vectors, panels)
+    panels = panels_of(alpha, j_last - j_first)
     # The bands decide in which order sums are made: they must not depend on the threads.
     most_lines = min(
         lines_in(_LONG_BAND_BYTES, p, size),
@@ -268,7 +262,9 @@ def correlate_part(task, part, parts):
     most_lines = evenly(longest(all_lines, number), most_lines)
     panel_bytes = most_lines * p.columns * width * size
     work = workspace(stack_memory(WORKSPACE_BYTES))
-    packed_memory = np.empty(panels * panel_bytes + wide * width * size + CACHE_LINE, np.uint8)
+    packed_memory = np.empty(
+        panels.parts * panel_bytes + wide * width * size + CACHE_LINE, np.uint8
+    )
     packed = align(address_in(packed_memory), CACHE_LINE)
     band_memory = np.empty(most_band_bytes(p, most_lines, channels, size) + CACHE_LINE, np.uint8)
     band = align(address_in(band_memory), CACHE_LINE)
@@ -277,12 +273,11 @@ def correlate_part(task, part, parts):
     places_memory = np.empty(most_lines, np.int64)
     line_places = address_in(places_memory)
     gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
-    tiles = (rows + MACHINE.tile_rows - 1) // MACHINE.tile_rows
-    tile_split = split(rows, tiles)
-    prefetching = full_parts(tile_split, tiles)
+    tiles = fewest_parts(rows, MACHINE.tile_rows)
+    prefetching = full_parts(tiles)
     # Few tiles wait for the memory of a large G. To ask for what the next band reads of it, all but
     # the last must be of the greatest height.
-    few, far = tiles <= _FEW_TILES, positions * cols * size > _FAR_BYTES and vectors > 1
+    few, far = tiles.parts <= _FEW_TILES, positions * cols * size > _FAR_BYTES and vectors > 1
     unpacked = few or (g % CACHE_LINE == 0 and cols * size % CACHE_LINE == 0)
     if few and far:
         prefetching = rows // MACHINE.tile_rows
@@ -300,22 +295,20 @@ def correlate_part(task, part, parts):
         spread = bring(
             p, band, line_places, line, line + lines, first_channel, channels, size
         )  # fmt: skip
-        for n in range(panels):
-            v0 = begin_of(panel_split, n)
-            thick = begin_of(panel_split, n + 1) - v0
-            j0 = j_first + v0 * wide
-            filled = min(thick * wide, j_last - j0)
-            if not _reads_in_place(unpacked, cols, last_position, positions, j0, thick * wide):
+        for n in range(panels.parts):
+            j0, columns, vectors = panel_of(alpha, panels, j_last - j_first, n)
+            j0 += j_first
+            if not _reads_in_place(unpacked, cols, last_position, positions, j0, vectors * wide):
                 pack(
-                    alpha, packed + n * panel_bytes, thick * wide * size, gradient,
-                    line * p.columns, lines * p.columns, j0, filled, work,
+                    alpha, packed + n * panel_bytes, vectors * MACHINE.vector_bytes, gradient,
+                    line * p.columns, lines * p.columns, j0, columns, work,
                 )  # fmt: skip
         after = (line + lines) * p.columns
         next_positions = min(most_lines * p.columns, own_end - after)
         # Loop 2: rows of P' and C, which are channels of taps, a register tile at a time.
         tap, channel = 0, 0
-        for t in range(tiles):
-            high = begin_of(tile_split, t + 1) - begin_of(tile_split, t)
+        for t in range(tiles.parts):
+            high = length_of(tiles, t)
             if few and far:
                 high = min(MACHINE.tile_rows, rows - t * MACHINE.tile_rows)
             for i in range(high):
@@ -326,25 +319,23 @@ def correlate_part(task, part, parts):
                 if channel == channels:
                     tap, channel = tap + 1, 0
             # Loop 3: columns of G and C, a panel at a time.
-            for n in range(panels):
-                v0 = begin_of(panel_split, n)
-                thick = begin_of(panel_split, n + 1) - v0
-                filled = min(thick * wide, j_last - j_first - v0 * wide)
-                shift_places(c_places, targets, v0 * wide * size)
-                b, b_row = packed + n * panel_bytes, thick * wide * size
-                j0 = j_first + v0 * wide
-                if _reads_in_place(unpacked, cols, last_position, positions, j0, thick * wide):
+            for n in range(panels.parts):
+                j0, columns, vectors = panel_of(alpha, panels, j_last - j_first, n)
+                shift_places(c_places, targets, j0 * size)
+                b, b_row = packed + n * panel_bytes, vectors * MACHINE.vector_bytes
+                j0 += j_first
+                if _reads_in_place(unpacked, cols, last_position, positions, j0, vectors * wide):
                     b_row = cols * size
                     b = g + line * p.columns * b_row + j0 * size
                 # What the next band will be packed from, or read.
                 requests_end = requests
-                step, turn = request_bytes(thick), t * panels + n
+                step, turn = request_bytes(vectors), t * panels.parts + n
                 if t < prefetching and (far or not few):
                     ahead = _gradient_ahead(
                         gradient, after, next_positions, j_first * size, j_last * size, step
                     )
                     requests_end = list_requests(
-                        requests, requests_end, ahead, prefetching * panels, turn
+                        requests, requests_end, ahead, prefetching * panels.parts, turn
                     )
                 if t < prefetching and pointwise:
                     ahead = ahead_of(
@@ -352,10 +343,10 @@ def correlate_part(task, part, parts):
                         next_positions, channels * size, step,
                     )  # fmt: skip
                     requests_end = list_requests(
-                        requests, requests_end, ahead, prefetching * panels, turn
+                        requests, requests_end, ahead, prefetching * panels.parts, turn
                     )
                 register_tile(
-                    alpha, high, filled, lines, line_places, p.columns,
+                    alpha, high, columns, lines, line_places, p.columns,
                     a_places, p.step_x * spread.pixel, b, b_row, c_places,
                     requests, requests_end, line > begin,
                 )  # fmt: skip

@@ -13,7 +13,7 @@ from numbadrop.kernels.memory import CACHE_LINE, align
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, list_units, shift_places
 from numbadrop.kernels.windows import Axis
 
-__all__ = ["REQUESTS_BYTES", "ahead_of", "list_requests"]
+__all__ = ["REQUESTS_BYTES", "ahead_of", "count_requests", "list_requests"]
 
 _MOST_REQUESTS = 512
 """A tile makes one for each two of its depth: a panel of a matrix has 512 at most, a band of the
@@ -57,6 +57,12 @@ def ahead_of(address, axis, first, count, length, step):
     length = align(lead + length, CACHE_LINE)
     steps = (length + step - 1) // step
     return Ahead(address - lead, axis, first, last, groups, step, steps, max(length - step, 0))
+
+
+@inner
+def count_requests(ahead):
+    """Return how many requests bring all of it."""
+    return ahead.groups * ahead.steps * PLACES
 
 
 @inner

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numbadrop.kernels.blocking import cut_up, group_of, piece_of
 from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import Epilogue, finish_tile, is_plain, list_bias
@@ -42,8 +43,8 @@ from numbadrop.kernels.packing import (
     workspace,
 )
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places
-from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
-from numbadrop.kernels.shares import Split, begin_of, full_parts, share, split
+from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, count_requests, list_requests
+from numbadrop.kernels.shares import begin_of, full_parts, length_of, share
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import (
     Axis,
@@ -59,14 +60,12 @@ __all__ = ["Product", "Strided", "multiply", "multiply_part"]
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
 _TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
 """Of the largest register tile."""
-_DEPTH_BLOCK = 512
-"""The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
-_GROUP_BYTES, _STRIPS_BYTES = 1 << 20, 1 << 21
-"""Most bytes of A that all panels pass before others come and B is packed again: half of an L2 of 2
-MB for rows that are read where they lie. Strips are one stretch of memory, which is read ahead."""
 _NEAR_BYTES, _NEAR_SUM_BYTES = 1 << 20, 1 << 22
 """Most bytes of a B, and of a C that is added to, which are not prefetched: where a core's own
 cache holds its share, that takes longer than what it saves."""
+_STEPS_A_REQUEST = 8
+"""Of a tile that prefetches B: it could make a request for each two, but waits for them then. The
+fewer do, the better, since their loop is slower."""
 
 _GATHER_ROWS, _COPY_ROWS = 16, 6
 """To gather a panel, or to copy it, takes as long as to multiply it by so many rows."""
@@ -109,80 +108,6 @@ class Product(NamedTuple):
 # vectors and registers count registers, and rows, columns and depth count elements.
 
 
-class _Cut(NamedTuple):
-    """How the loops cut the rows, the depth and the columns of a product up."""
-
-    groups: int
-    """Of rows of A and C."""
-    blocks: int
-    """Of the depth; one of no depth makes zeros."""
-    block: int
-    """The greatest depth of a block."""
-    panels: int
-    panel_split: Split
-    """Of registers of columns, to panels."""
-
-
-@inner
-def _cut(alpha, a, rows, depth, columns):
-    """Return the fewest pieces of so many rows of A, as equal as can be."""
-    size = bytes_of(alpha)
-    blocks = max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK)
-    block = (depth + blocks - 1) // blocks
-    most = _GROUP_BYTES if a.depth == size else _STRIPS_BYTES
-    groups = max(1, (rows * block * size + most - 1) // most)
-    vectors = (columns + lanes(alpha) - 1) // lanes(alpha)
-    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
-    return _Cut(groups, blocks, block, panels, split(vectors, panels))
-
-
-class _Group(NamedTuple):
-    """A group of rows of A and C."""
-
-    first: int
-    rows: int
-    tiles: int
-    tile_split: Split
-    """Of rows, to tiles."""
-
-
-@inner
-def _group(cut, i_first, i_last, number, tall):
-    """Return a group by its number, in tiles of no more than `tall` rows."""
-    first = i_first + share(i_last - i_first, cut.groups, number)
-    rows = i_first + share(i_last - i_first, cut.groups, number + 1) - first
-    tiles = (rows + tall - 1) // tall
-    return _Group(first, rows, tiles, split(rows, tiles))
-
-
-class _Piece(NamedTuple):
-    """What a panel is packed from, of B: depth from `k0` on, and columns from `j0` on."""
-
-    k0: int
-    depth: int
-    j0: int
-    columns: int
-    vectors: int
-    """Of columns, the last of which may be in part."""
-
-
-@inner
-def _piece(alpha, cut, depth, j_first, j_last, block, panel):
-    """Return the piece of a panel; behind a block's last one comes the first of the next block.
-
-    Behind the last of all comes one without columns.
-    """
-    if panel == cut.panels:
-        block, panel = block + 1, 0
-    if block == cut.blocks:
-        return _Piece(depth, 0, j_last, 0, 0)
-    k0 = share(depth, cut.blocks, block)
-    v0, v1 = begin_of(cut.panel_split, panel), begin_of(cut.panel_split, panel + 1)
-    j0 = j_first + v0 * lanes(alpha)
-    columns = min(j_first + v1 * lanes(alpha), j_last) - j0
-    return _Piece(k0, share(depth, cut.blocks, block + 1) - k0, j0, columns, v1 - v0)
-
-
 class _Strips(NamedTuple):
     """How tiles read A where its depth lies across memory: in strips, each as high as a tile."""
 
@@ -200,7 +125,7 @@ def _strips(alpha, cut, a, rows):
     size = bytes_of(alpha)
     # Else every element of a tile's column would come from a cache line of its own, again for each
     # panel.
-    if a.depth == size or a.row != size or cut.panels == 1:
+    if a.depth == size or a.row != size or cut.panels.parts == 1:
         return _Strips(0, 0, 0)
     # What a register holds too much the next row overwrites, unless a row takes several.
     pitch = MACHINE.tile_rows * size
@@ -218,10 +143,9 @@ def _bring_near(alpha, strips, packed, product, group, k0, depth, work):
     if strips.pitch == 0:
         return Strided(a.address + group.first * a.row + k0 * a.depth, a.row, a.depth)
     across = Matrix(a.address, Axis(a.depth, product.depth, 0), Axis(size, product.rows, 0))
-    for t in range(group.tiles):
-        r0, r1 = begin_of(group.tile_split, t), begin_of(group.tile_split, t + 1)
-        strip = packed + t * strips.strip
-        pack(alpha, strip, strips.pitch, across, k0, depth, group.first + r0, r1 - r0, work)
+    for t in range(group.tiles.parts):
+        i0, high = group.first + begin_of(group.tiles, t), length_of(group.tiles, t)
+        pack(alpha, packed + t * strips.strip, strips.pitch, across, k0, depth, i0, high, work)
     return Strided(packed, size, strips.pitch)
 
 
@@ -318,7 +242,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     size, wide = bytes_of(alpha), lanes(alpha)
     if i_last <= i_first or j_last <= j_first:
         return
-    cut = _cut(alpha, a, i_last - i_first, product.depth, j_last - j_first)
+    cut = cut_up(alpha, a, i_last - i_first, product.depth, j_last - j_first)
     strips = _strips(alpha, cut, a, i_last - i_first)
     finish = not is_plain(epilogue, product.bias)
     by_dots = _has_few_columns(alpha, product, cut.block)
@@ -358,8 +282,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
 
     # Loop 1: rows of A and C, a group at a time.
     for number in range(cut.groups):
-        group = _group(cut, i_first, i_last, number, tall)
-        prefetching = full_parts(group.tile_split, group.tiles)
+        group = group_of(cut, i_first, i_last, number, tall)
+        asking = full_parts(group.tiles)
         # Loop 2: depth of A and B, a block at a time.
         for n in range(cut.blocks):
             begun, last = n > 0 and not scatter, n == cut.blocks - 1
@@ -369,9 +293,9 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 alpha, strips, panel + panel_bytes, product, group, k0, depth, work
             )
             # Loop 3: columns of B and C, a panel at a time.
-            for p in range(cut.panels):
-                piece = _piece(alpha, cut, product.depth, j_first, j_last, n, p)
-                following = _piece(alpha, cut, product.depth, j_first, j_last, n, p + 1)
+            for p in range(cut.panels.parts):
+                piece = piece_of(alpha, cut, product.depth, j_first, j_last, n, p)
+                following = piece_of(alpha, cut, product.depth, j_first, j_last, n, p + 1)
                 j0, columns = piece.j0, piece.columns
                 if product.bias != 0:
                     list_bias(alpha, bias, product.bias, b.cols, j0, columns)
@@ -384,10 +308,13 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     pack_piece(alpha, panel, b_row, b, k0, depth, j0, columns, by_dots, work)
                 spread = _find_spread(alpha, c, piece, work) if scatter else _Spread(0, 0)
                 step = request_bytes(piece.vectors)
+                b_ahead = _panel_ahead(alpha, b, following, step)
+                b_asking = min(
+                    asking, 1 + count_requests(b_ahead) // (depth // _STEPS_A_REQUEST + 1)
+                )
                 # Loop 4: rows of A and C, a register tile at a time.
-                for t in range(group.tiles):
-                    r0 = begin_of(group.tile_split, t)
-                    high = begin_of(group.tile_split, t + 1) - r0
+                for t in range(group.tiles.parts):
+                    r0, high = begin_of(group.tiles, t), length_of(group.tiles, t)
                     i0 = group.first + r0
                     behind = t * strips.strip if strips.pitch > 0 else r0 * a_rows.row
                     list_places(a_places, a_rows.address + behind, a_rows.row)
@@ -397,14 +324,13 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         c_tile = c.address + i0 * c.rows.stride + j0 * size
                         list_places(c_places, c_tile, c.rows.stride)
                     requests_end = requests
-                    if c_far and t < prefetching:
-                        ahead = _sums_ahead(alpha, c, i0 + high, i_last - i0 - high, piece, step)
+                    if c_far and t < asking:
+                        c_ahead = _sums_ahead(alpha, c, i0 + high, i_last - i0 - high, piece, step)
                         requests_end = list_requests(
-                            requests, requests_end, ahead, np.int64(1), np.int64(0)
+                            requests, requests_end, c_ahead, np.int64(1), np.int64(0)
                         )
-                    if b_far and t < prefetching and following.columns > 0:
-                        ahead = _panel_ahead(alpha, b, following, step)
-                        requests_end = list_requests(requests, requests_end, ahead, prefetching, t)
+                    if b_far and t < b_asking and following.columns > 0:
+                        requests_end = list_requests(requests, requests_end, b_ahead, b_asking, t)
                     if by_dots:
                         dot_tile(
                             alpha, high, columns, 1, one_run, depth, a_places, b_panel, b_row,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from numbadrop.kernels.elements import MACHINE
 from numbadrop.kernels.jit import inner
 
-__all__ = ["Split", "begin_of", "full_parts", "share", "split"]
+__all__ = ["Split", "begin_of", "fewest_parts", "full_parts", "length_of", "share", "split"]
 
 
 class Split(NamedTuple):
@@ -16,6 +16,7 @@ class Split(NamedTuple):
     A division takes tens of cycles: it stands outside of a tile's loop.
     """
 
+    parts: int
     least: int
     longer: int
     """So many parts, the first ones, have one more."""
@@ -24,7 +25,13 @@ class Split(NamedTuple):
 @inner
 def split(total, parts):
     """Return how `total` things are shared out."""
-    return Split(total // parts, total % parts)
+    return Split(parts, total // parts, total % parts)
+
+
+@inner
+def fewest_parts(total, most):
+    """Return how `total` things are shared out so that no part has more than `most`."""
+    return split(total, (total + most - 1) // most)
 
 
 @inner
@@ -34,10 +41,16 @@ def begin_of(parts, number):
 
 
 @inner
-def full_parts(parts, number):
-    """Return how many of so many parts, the first ones, are tiles of the greatest height."""
+def length_of(parts, number):
+    """Return how many things a part has."""
+    return parts.least + 1 if number < parts.longer else parts.least
+
+
+@inner
+def full_parts(parts):
+    """Return how many parts, the first ones, are tiles of the greatest height."""
     if parts.least == MACHINE.tile_rows:
-        return number
+        return parts.parts
     return parts.longer if parts.least + 1 == MACHINE.tile_rows else 0
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from numbadrop.kernels.blocking import panel_of, panels_of
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain
 from numbadrop.kernels.geometry import Taps
@@ -39,7 +40,7 @@ from numbadrop.kernels.packing import WORKSPACE_BYTES, pack, workspace
 from numbadrop.kernels.patches import PATCHES_WORDS, read_matrix, read_patches
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, list_rows, shift_places
 from numbadrop.kernels.sandwich import sandwich
-from numbadrop.kernels.shares import begin_of, share, split
+from numbadrop.kernels.shares import begin_of, fewest_parts, length_of, share
 from numbadrop.kernels.squares import (
     SQUARE_BYTES,
     first_pixel_square,
@@ -187,9 +188,7 @@ def transform_part(task, part, parts):
     size = bytes_of(alpha)
     wide = lanes(alpha)
     width = MACHINE.tile_vectors * wide
-    vectors = (cols + wide - 1) // wide
-    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
-    panel_split = split(vectors, panels)
+    panels = panels_of(alpha, cols)
     work = workspace(stack_memory(WORKSPACE_BYTES))
     tap_bytes = (_DEEP + wide) * width * size + CACHE_LINE
     # Nine taps; one that belongs to another piece; and an element that is zero.
@@ -198,13 +197,11 @@ def transform_part(task, part, parts):
     not_here, nowhere = taps + 9 * tap_bytes, taps + 10 * tap_bytes
     sources = stack_memory(25 * 8)
     targets = sources + 9 * 8
-    for n in range(panels):
-        v0 = begin_of(panel_split, n)
-        thick = begin_of(panel_split, n + 1) - v0
-        filled = min(thick * wide, cols - v0 * wide)
-        row = thick * wide * size
+    for n in range(panels.parts):
+        j0, columns, vectors = panel_of(alpha, panels, cols, n)
+        row = vectors * MACHINE.vector_bytes
         matrix = channels * row
-        panel = u + matrices_before(pieces, 16) * channels * v0 * wide * size
+        panel = u + matrices_before(pieces, 16) * channels * j0 * size
         for piece in range(pieces.down * pieces.along):
             down, along = piece // pieces.along, piece % pieces.along
             for k in range(first, last, _DEEP):
@@ -216,15 +213,14 @@ def transform_part(task, part, parts):
                             packed = taps + (3 * i + j) * tap_bytes
                             tap = (2 * down + i) * (reach_x + 1) + 2 * along + j
                             pack(
-                                alpha, packed, row, b, tap * channels + k, deep, v0 * wide,
-                                filled, work,
+                                alpha, packed, row, b, tap * channels + k, deep, j0, columns, work,
                             )  # fmt: skip
                         store(sources + (3 * i + j) * 8, packed)
                 for q in range(16):
                     number = matrix_number(pieces, q, down, along)
                     place = panel + number * matrix + k * row
                     store(targets + q * 8, place if number >= 0 else nowhere)
-                _transform_weights(alpha, sources, 0, targets, 0, deep * thick * wide)
+                _transform_weights(alpha, sources, 0, targets, 0, deep * vectors * wide)
     keep_alive(taps_memory)
 
 
@@ -253,15 +249,11 @@ def convolve_part(task, part, parts):
         return
     finish = not is_plain(epilogue, bias)
     size = bytes_of(alpha)
-    wide = lanes(alpha)
-    width = MACHINE.tile_vectors * wide
-    vectors = (cols + wide - 1) // wide
-    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
-    panel_split = split(vectors, panels)
+    panels = panels_of(alpha, cols)
     v_row = align(p.channels * size, CACHE_LINE) + CACHE_LINE
     most = max(_BLOCK_BYTES // (16 * v_row), _LEAST_SQUARES)
     most = min(max(most, _LEAST_LINES * (pieces.down - 1) * results.along), end - begin)
-    m_row = width * size
+    m_row = MACHINE.tile_vectors * MACHINE.vector_bytes
     v_step, m_step = _apart(most_pixel_squares(p, most) * v_row), _apart(most * m_row)
     block_memory = np.empty(16 * (v_step + m_step) + CACHE_LINE, np.uint8)
     v = align(address_in(block_memory), CACHE_LINE)
@@ -298,41 +290,38 @@ def convolve_part(task, part, parts):
                 2 * y, 2 * x, np.int64(0),
             )  # fmt: skip
             image, y, x = place_after(results, image, y, x)
-        tiles = (count + MACHINE.tile_rows - 1) // MACHINE.tile_rows
-        tile_split = split(count, tiles)
+        tiles = fewest_parts(count, MACHINE.tile_rows)
         # Loop 2: columns, a panel at a time.
-        for n in range(panels):
-            v0 = begin_of(panel_split, n)
-            thick = begin_of(panel_split, n + 1) - v0
-            filled = min(thick * wide, cols - v0 * wide)
-            row = thick * wide * size
+        for n in range(panels.parts):
+            j0, columns, vectors = panel_of(alpha, panels, cols, n)
+            row = vectors * MACHINE.vector_bytes
             matrix = p.channels * row
-            b = u + matrices_before(pieces, 16) * p.channels * v0 * wide * size
+            b = u + matrices_before(pieces, 16) * p.channels * j0 * size
             # Loop 3: the elements of a square. Loop 4: squares, a register tile at a time.
             for q in range(16):
                 some = pieces_with(pieces, q)
                 for i in range(some.down):
                     at = run_starts + 8 * i * some.along
                     list_rows(at, i * pixels.along * v_row, v_row, some.along)
-                for t in range(tiles):
-                    r0 = begin_of(tile_split, t)
-                    high = begin_of(tile_split, t + 1) - r0
+                for t in range(tiles.parts):
+                    r0, high = begin_of(tiles, t), length_of(tiles, t)
                     shift_places(a_places, rows + 8 * r0, q * v_step)
                     list_places(c_places, m + q * m_step + r0 * m_row, m_row)
                     register_tile(
-                        alpha, high, thick * wide, some.down * some.along, run_starts, p.channels,
+                        alpha, high, vectors * lanes(alpha), some.down * some.along, run_starts,
+                        p.channels,
                         a_places, size, b, row, c_places, 0, 0, False,
                     )  # fmt: skip
                 b += some.down * some.along * matrix
             list_rows(sums, m, m_step, 16)
-            bias_here = no_bias if bias == 0 else bias + v0 * wide * size
+            bias_here = no_bias if bias == 0 else bias + j0 * size
             for t in range(count):
                 for i in range(4):
                     place = load_index(places + 32 * t, i)
-                    store(targets + 8 * i, place + v0 * wide * size if place != 0 else nowhere)
-                _result_of(alpha, sums, t * m_row, targets, 0, filled)
+                    store(targets + 8 * i, place + j0 * size if place != 0 else nowhere)
+                _result_of(alpha, sums, t * m_row, targets, 0, columns)
                 if finish:
-                    finish_tile(epilogue, targets, targets, 4, filled, bias_here)
+                    finish_tile(epilogue, targets, targets, 4, columns, bias_here)
     keep_alive(block_memory)
     keep_alive(outside_memory)
     keep_alive(table_memory)
@@ -366,8 +355,7 @@ def correlate_part(task, part, parts):
     pieces, pixels = kernel_pieces(p.reach_y, p.reach_x), pixel_squares(p)
     results = result_squares(p)
     squares = p.batch * results.down * results.along
-    panels = (vectors + MACHINE.tile_vectors - 1) // MACHINE.tile_vectors
-    panel_split = split(vectors, panels)
+    panels = panels_of(alpha, columns)
     # What meets one piece lies side by side along a line of an image. Other pieces meet some more
     # behind it: then the depth comes in lines, and stretches and blocks are whole ones.
     several = pieces.down * pieces.along > 1
@@ -397,8 +385,7 @@ def correlate_part(task, part, parts):
     gradients = address_in(table_memory)
     run_starts = gradients + 8 * 16
     list_rows(gradients, y, y_step, 16)
-    tiles = (channels + MACHINE.tile_rows - 1) // MACHINE.tile_rows
-    tile_split = split(channels, tiles)
+    tiles = fewest_parts(channels, MACHINE.tile_rows)
     g_line = p.columns * cols * size
 
     # Loop 1: squares of results, which are the depth, a block at a time.
@@ -433,17 +420,15 @@ def correlate_part(task, part, parts):
             for piece in range(some.down * some.along):
                 beyond = piece // some.along * pixels.along + piece % some.along
                 v_here = v + q * v_step + beyond * v_row
-                for n in range(panels):
-                    v0 = begin_of(panel_split, n)
-                    thick = begin_of(panel_split, n + 1) - v0
-                    at = v0 * MACHINE.vector_bytes
-                    for t in range(tiles):
-                        r0 = begin_of(tile_split, t)
-                        high = begin_of(tile_split, t + 1) - r0
+                for n in range(panels.parts):
+                    panel = panel_of(alpha, panels, columns, n)
+                    at = panel.first * size
+                    for t in range(tiles.parts):
+                        r0, high = begin_of(tiles, t), length_of(tiles, t)
                         list_places(a_places, v_here + r0 * size, size)
                         list_places(c_places, sums_here + r0 * sum_row + at, sum_row)
                         register_tile(
-                            alpha, high, thick * wide, runs, run_starts, count // runs,
+                            alpha, high, panel.vectors * wide, runs, run_starts, count // runs,
                             a_places, v_row, y + q * y_step + at, y_row, c_places, 0, 0,
                             first > begin,
                         )  # fmt: skip

@@ -1,0 +1,112 @@
+"""How products are cut up: groups of rows, blocks of the depth, panels of columns, and tiles.
+
+Each is as large as the cache allows in which it is to stay while what is inside of it runs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.jit import inner
+from numbadrop.kernels.shares import Split, begin_of, fewest_parts, length_of, share
+
+__all__ = [
+    "Cut", "Group", "Panel", "Piece", "cut_up", "group_of", "panel_of", "panels_of", "piece_of",
+]  # fmt: skip
+
+_DEPTH_BLOCK = 512
+"""The greatest depth of a panel: it and the rows of A that meet it share the nearest caches."""
+_GROUP_BYTES, _STRIPS_BYTES = 1 << 20, 1 << 21
+"""Most bytes of A that all panels pass before others come and B is packed again: half of an L2 of 2
+MB for rows that are read where they lie. Strips are one stretch of memory, which is read ahead."""
+
+
+class Panel(NamedTuple):
+    """Some columns, as many as a register tile has at most."""
+
+    first: int
+    columns: int
+    vectors: int
+    """Of columns, the last of which may be in part."""
+
+
+@inner
+def panels_of(alpha, columns):
+    """Return how the registers that so many columns fill are shared out to panels."""
+    return fewest_parts((columns + lanes(alpha) - 1) // lanes(alpha), MACHINE.tile_vectors)
+
+
+@inner
+def panel_of(alpha, panels, columns, number):
+    """Return one of the panels of so many columns."""
+    first = begin_of(panels, number) * lanes(alpha)
+    vectors = length_of(panels, number)
+    return Panel(first, min(vectors * lanes(alpha), columns - first), vectors)
+
+
+class Cut(NamedTuple):
+    """How the loops cut the rows, the depth and the columns of a product up."""
+
+    groups: int
+    """Of rows of A and C."""
+    blocks: int
+    """Of the depth; one of no depth makes zeros."""
+    block: int
+    """The greatest depth of a block."""
+    panels: Split
+    """Of registers of columns."""
+
+
+@inner
+def cut_up(alpha, a, rows, depth, columns):
+    """Return the fewest pieces of so many rows of A, as equal as can be."""
+    size = bytes_of(alpha)
+    blocks = max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK)
+    block = (depth + blocks - 1) // blocks
+    most = _GROUP_BYTES if a.depth == size else _STRIPS_BYTES
+    groups = max(1, (rows * block * size + most - 1) // most)
+    return Cut(groups, blocks, block, panels_of(alpha, columns))
+
+
+class Group(NamedTuple):
+    """A group of rows of A and C."""
+
+    first: int
+    rows: int
+    tiles: Split
+    """Of rows."""
+
+
+@inner
+def group_of(cut, i_first, i_last, number, tall):
+    """Return a group by its number, in tiles of no more than `tall` rows."""
+    first = i_first + share(i_last - i_first, cut.groups, number)
+    rows = i_first + share(i_last - i_first, cut.groups, number + 1) - first
+    return Group(first, rows, fewest_parts(rows, tall))
+
+
+class Piece(NamedTuple):
+    """What a panel is packed from, of B: depth from `k0` on, and columns from `j0` on."""
+
+    k0: int
+    depth: int
+    j0: int
+    columns: int
+    vectors: int
+
+
+@inner
+def piece_of(alpha, cut, depth, j_first, j_last, block, panel):
+    """Return the piece of a panel; behind a block's last one comes the first of the next block.
+
+    Behind the last of all comes one without columns.
+    """
+    if panel == cut.panels.parts:
+        block, panel = block + 1, 0
+    if block == cut.blocks:
+        return Piece(depth, 0, j_last, 0, 0)
+    k0 = share(depth, cut.blocks, block)
+    deep = share(depth, cut.blocks, block + 1) - k0
+    j0, columns, vectors = panel_of(alpha, cut.panels, j_last - j_first, panel)
+    return Piece(k0, deep, j_first + j0, columns, vectors)
