@@ -172,7 +172,7 @@ def test_every_height_and_width_of_a_remainder(dtype):
 @pytest.mark.parametrize(
     ("shape", "share"),
     [
-        ((1500, 530, 400), 0.95),  # several groups of rows
+        ((1500, 1100, 1000), 0.95),  # several groups of rows; panels packed ahead, in blocks
         ((512, 2400, 300), 0.95),  # of a gradient's too, whose strips are packed
         ((40, 9000, 3000), 0.02),  # units far apart, scattered one by one
     ],

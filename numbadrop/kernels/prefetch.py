@@ -11,6 +11,7 @@ from typing import NamedTuple
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import CACHE_LINE, align
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, list_units, shift_places
+from numbadrop.kernels.shares import share
 from numbadrop.kernels.windows import Axis
 
 __all__ = ["REQUESTS_BYTES", "ahead_of", "count_requests", "list_requests"]
@@ -73,7 +74,7 @@ def list_requests(requests, end, ahead, parts, part):
     the list.
     """
     axis = ahead.axis
-    for group in range(ahead.groups * part // parts, ahead.groups * (part + 1) // parts):
+    for group in range(share(ahead.groups, parts, part), share(ahead.groups, parts, part + 1)):
         after = end + ahead.steps * PLACES_BYTES
         if after > requests + REQUESTS_BYTES:
             break

@@ -66,6 +66,9 @@ cache holds its share, that takes longer than what it saves."""
 _STEPS_A_REQUEST = 8
 """Of a tile that prefetches B: it could make a request for each two, but waits for them then. The
 fewer do, the better, since their loop is slower."""
+_AHEAD_BYTES = 1 << 22
+"""From so many bytes of B on, what a tile has asked for is packed right behind it: where rows are
+powers of two apart, a whole panel would not stay in the cache until its turn."""
 
 _GATHER_ROWS, _COPY_ROWS = 16, 6
 """To gather a panel, or to copy it, takes as long as to multiply it by so many rows."""
@@ -157,14 +160,26 @@ def _bytes_of_all(alpha, matrix):
 
 @inner
 def _panel_ahead(alpha, b, piece, step):
-    """Return what a panel will be packed from."""
+    """Return what a panel will be packed from: nothing behind the last one."""
     size = bytes_of(alpha)
+    if piece.columns == 0:
+        nothing = np.int64(0)
+        return ahead_of(b.address, b.rows, nothing, nothing, nothing, step)
     row, col = offset(b.rows, piece.k0), offset(b.cols, piece.j0)
     if b.cols.stride == size:
         length = offset(b.cols, piece.j0 + piece.columns - 1) - col + size
         return ahead_of(b.address + col, b.rows, piece.k0, piece.depth, length, step)
     length = offset(b.rows, piece.k0 + piece.depth - 1) - row + size
     return ahead_of(b.address + row, b.cols, piece.j0, piece.columns, length, step)
+
+
+@inlined
+def _pack_part(alpha, panel, b, piece, parts, part, work):
+    """Pack the rows of a panel that are one part of its groups of requests."""
+    groups, pitch = (piece.depth + PLACES - 1) // PLACES, piece.vectors * MACHINE.vector_bytes
+    row = share(groups, parts, part) * PLACES
+    rows = min(share(groups, parts, part + 1) * PLACES, piece.depth) - row
+    pack(alpha, panel + row * pitch, pitch, b, piece.k0 + row, rows, piece.j0, piece.columns, work)
 
 
 @inner
@@ -257,9 +272,11 @@ def multiply(product, i_first, i_last, j_first, j_last):
     )
     # What lies near, or will not be packed, is not prefetched, and `dot_tile` asks for nothing.
     b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once and not by_dots
+    packs_ahead = b_far and b.cols.stride == size and _bytes_of_all(alpha, b) >= _AHEAD_BYTES
     c_far = scatter and c.cols.stride == size and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
 
     work = workspace(stack_memory(WORKSPACE_BYTES))
+    work_ahead = workspace(stack_memory(WORKSPACE_BYTES))
     requests = stack_memory(REQUESTS_BYTES)
     edge, bias = stack_memory(_TILE_BYTES), stack_memory(_ROW_BYTES)
     clear_bytes(bias, _ROW_BYTES)
@@ -277,21 +294,21 @@ def multiply(product, i_first, i_last, j_first, j_last):
     panel_bytes = align((cut.block + wide) * _ROW_BYTES, CACHE_LINE)
     if by_dots:
         panel_bytes = dot_bytes(alpha, dot_pitch(alpha, cut.block))
-    memory = np.empty(CACHE_LINE + panel_bytes + strips.size, np.uint8)
-    panel = align(address_in(memory), CACHE_LINE)
+    ahead_bytes = panel_bytes if packs_ahead else 0
+    memory = np.empty(CACHE_LINE + panel_bytes + ahead_bytes + strips.size, np.uint8)
+    panels = align(address_in(memory), CACHE_LINE)
+    packed_strips = panels + panel_bytes + ahead_bytes
 
     # Loop 1: rows of A and C, a group at a time.
-    for number in range(cut.groups):
-        group = group_of(cut, i_first, i_last, number, tall)
+    for m in range(cut.groups):
+        group = group_of(cut, i_first, i_last, m, tall)
         asking = full_parts(group.tiles)
         # Loop 2: depth of A and B, a block at a time.
         for n in range(cut.blocks):
             begun, last = n > 0 and not scatter, n == cut.blocks - 1
             k0 = share(product.depth, cut.blocks, n)
             depth = share(product.depth, cut.blocks, n + 1) - k0
-            a_rows = _bring_near(
-                alpha, strips, panel + panel_bytes, product, group, k0, depth, work
-            )
+            a_rows = _bring_near(alpha, strips, packed_strips, product, group, k0, depth, work)
             # Loop 3: columns of B and C, a panel at a time.
             for p in range(cut.panels.parts):
                 piece = piece_of(alpha, cut, product.depth, j_first, j_last, n, p)
@@ -299,19 +316,23 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 j0, columns = piece.j0, piece.columns
                 if product.bias != 0:
                     list_bias(alpha, bias, product.bias, b.cols, j0, columns)
+                # What tiles pack ahead lies in two places in turn; nobody has packed the first one.
+                number = n * cut.panels.parts + p
+                panel = panels + number % 2 * ahead_bytes
                 b_panel, b_row = panel, piece.vectors * MACHINE.vector_bytes
                 if by_dots:
                     b_row = dot_pitch(alpha, depth)
                 if used_once and columns == piece.vectors * wide:
                     b_panel, b_row = b.address + k0 * b.rows.stride + j0 * size, b.rows.stride
-                else:
+                elif not packs_ahead or asking == 0 or number == 0:
                     pack_piece(alpha, panel, b_row, b, k0, depth, j0, columns, by_dots, work)
                 spread = _find_spread(alpha, c, piece, work) if scatter else _Spread(0, 0)
                 step = request_bytes(piece.vectors)
                 b_ahead = _panel_ahead(alpha, b, following, step)
-                b_asking = min(
-                    asking, 1 + count_requests(b_ahead) // (depth // _STEPS_A_REQUEST + 1)
-                )
+                b_asking = np.int64(0)
+                if b_far and following.columns > 0:
+                    steps = count_requests(b_ahead) * _STEPS_A_REQUEST
+                    b_asking = min(asking, 1 + steps // max(depth, 1))
                 # Loop 4: rows of A and C, a register tile at a time.
                 for t in range(group.tiles.parts):
                     r0, high = begin_of(group.tiles, t), length_of(group.tiles, t)
@@ -329,7 +350,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         requests_end = list_requests(
                             requests, requests_end, c_ahead, np.int64(1), np.int64(0)
                         )
-                    if b_far and t < b_asking and following.columns > 0:
+                    if t < b_asking:
                         requests_end = list_requests(requests, requests_end, b_ahead, b_asking, t)
                     if by_dots:
                         dot_tile(
@@ -351,6 +372,11 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         )  # fmt: skip
                     elif scatter:
                         _add_tile(alpha, edge, high, columns, c, i0, j0)
+                    if packs_ahead and t < b_asking:
+                        _pack_part(
+                            alpha, panels + (number + 1) % 2 * ahead_bytes, b, following, b_asking,
+                            t, work_ahead,
+                        )  # fmt: skip
     keep_alive(memory)
 
 

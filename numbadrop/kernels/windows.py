@@ -46,6 +46,8 @@ ROWS = 16
 """Rows that are moved at a time: the cache lines that their windows share must stay in L1, and no
 register has more lanes."""
 assert max(WORDS, MACHINE.tile_rows) <= ROWS
+_GATHERED = 5
+"""Words that say which units of an axis were gathered last."""
 _MOST_WINDOWS = 4
 """Windows that are read at a time: their orders, and the words, share the register file."""
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -81,12 +83,14 @@ class Windows(NamedTuple):
     """int32, a register a window: which word of the window goes to each word."""
     sources: int
     """int64, `ROWS` of them: the addresses of the rows to move."""
+    gathered: int
+    """int64: the axis whose units were gathered last, and which; the last of them is 0 if none."""
 
 
 @inner
 def windows_bytes(most):
     """Return the size of the memory for up to `most` windows."""
-    return 8 * (3 * most + 1 + ROWS) + most * MACHINE.vector_bytes
+    return 8 * (3 * most + 1 + ROWS + _GATHERED) + most * MACHINE.vector_bytes
 
 
 @inner
@@ -95,7 +99,24 @@ def windows(address, most):
     starts = address + 8 * (most + 1)
     before = starts + 8 * most
     sources = before + 8 * most
-    return Windows(address, starts, before, before, sources + 8 * ROWS, sources)
+    gathered = sources + 8 * ROWS
+    _forget(gathered)
+    return Windows(address, starts, before, before, gathered + 8 * _GATHERED, sources, gathered)
+
+
+@inner
+def _forget(gathered):
+    store(gathered + 8 * (_GATHERED - 1), 0)
+
+
+@inner
+def _note(gathered, axis, first, last):
+    """Note which units are gathered; return whether they were the last time, too."""
+    known = True
+    for i, word in enumerate((axis.stride, axis.size, axis.indices, first, last)):
+        known &= load_index(gathered, i) == word
+        store(gathered + 8 * i, word)
+    return known
 
 
 @inner
@@ -239,13 +260,15 @@ def find_gather(alpha, axis, first, last, table):
 
     Return how many registers they fill. No more windows are needed than there are units. Lanes
     behind the last unit get that unit again. Units that do not ascend are right, too, but share no
-    window.
+    window. Those that were gathered last need not be found again.
     """
     wide = lanes(alpha)
     per_unit = WORDS // wide
     # Where words are picked one by one, it does not matter how far apart they are.
     reach = axis.size if MACHINE.permute is None else wide
     registers = (last - first + wide - 1) // wide
+    if _note(table.gathered, axis, first, last):
+        return registers
     window = 0
     for register in range(registers):
         store(table.firsts + register * 8, window)
@@ -284,6 +307,7 @@ def find_spread(alpha, axis, first, last, length, lead, table):
     registers they fill, with one window each. In the first, `lead` lanes come before the first of
     them.
     """
+    _forget(table.gathered)
     wide = lanes(alpha)
     per_unit = WORDS // wide
     base = unit(axis, first) - lead
