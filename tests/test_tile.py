@@ -26,7 +26,7 @@ def run_tile(
 ):  # fmt: skip
     register_tile(
         alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, requests,
-        requests_end, accumulate,
+        requests_end, accumulate, 0,
     )  # fmt: skip
 
 

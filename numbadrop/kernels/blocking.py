@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.jit import inner
-from numbadrop.kernels.shares import Split, begin_of, fewest_parts, length_of, share
+from numbadrop.kernels.shares import Split, begin_of, fewest_parts, length_of, split
 
 __all__ = [
     "Cut", "Group", "Panel", "Piece", "cut_up", "group_of", "panel_of", "panels_of", "piece_of",
@@ -48,42 +48,44 @@ def panel_of(alpha, panels, columns, number):
 class Cut(NamedTuple):
     """How the loops cut the rows, the depth and the columns of a product up."""
 
-    groups: int
+    groups: Split
     """Of rows of A and C."""
-    blocks: int
+    blocks: Split
     """Of the depth; one of no depth makes zeros."""
-    block: int
-    """The greatest depth of a block."""
     panels: Split
     """Of registers of columns."""
+    packs_a: bool
+    """Whether A is packed in strips: else every element of a tile's column would come from a cache
+    line of its own, again for each panel."""
 
 
 @inner
 def cut_up(alpha, a, rows, depth, columns):
     """Return the fewest pieces of so many rows of A, as equal as can be."""
     size = bytes_of(alpha)
-    blocks = max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK)
-    block = (depth + blocks - 1) // blocks
-    most = _GROUP_BYTES if a.depth == size else _STRIPS_BYTES
-    groups = max(1, (rows * block * size + most - 1) // most)
-    return Cut(groups, blocks, block, panels_of(alpha, columns))
+    blocks = split(depth, max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK))
+    panels = panels_of(alpha, columns)
+    packs_a = a.depth != size and a.row == size and panels.parts > 1
+    most = _STRIPS_BYTES if packs_a else _GROUP_BYTES
+    groups = max(1, (rows * length_of(blocks, 0) * size + most - 1) // most)
+    if panels.parts == 1 and blocks.parts == 1:  # Nothing comes back to a group.
+        groups = 1
+    return Cut(split(rows, groups), blocks, panels, packs_a)
 
 
 class Group(NamedTuple):
     """A group of rows of A and C."""
 
     first: int
-    rows: int
     tiles: Split
     """Of rows."""
 
 
 @inner
-def group_of(cut, i_first, i_last, number, tall):
+def group_of(cut, i_first, number, tall):
     """Return a group by its number, in tiles of no more than `tall` rows."""
-    first = i_first + share(i_last - i_first, cut.groups, number)
-    rows = i_first + share(i_last - i_first, cut.groups, number + 1) - first
-    return Group(first, rows, fewest_parts(rows, tall))
+    tiles = fewest_parts(length_of(cut.groups, number), tall)
+    return Group(i_first + begin_of(cut.groups, number), tiles)
 
 
 class Piece(NamedTuple):
@@ -104,9 +106,8 @@ def piece_of(alpha, cut, depth, j_first, j_last, block, panel):
     """
     if panel == cut.panels.parts:
         block, panel = block + 1, 0
-    if block == cut.blocks:
+    if block == cut.blocks.parts:
         return Piece(depth, 0, j_last, 0, 0)
-    k0 = share(depth, cut.blocks, block)
-    deep = share(depth, cut.blocks, block + 1) - k0
     j0, columns, vectors = panel_of(alpha, cut.panels, j_last - j_first, panel)
+    k0, deep = begin_of(cut.blocks, block), length_of(cut.blocks, block)
     return Piece(k0, deep, j_first + j0, columns, vectors)

@@ -38,7 +38,7 @@ from numbadrop.kernels.patches import (
 )
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, shift_places
 from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
-from numbadrop.kernels.shares import fewest_parts, full_parts, length_of, share
+from numbadrop.kernels.shares import begin_of, fewest_parts, full_parts, length_of, share, split
 from numbadrop.kernels.stretches import evenly, longest, part_of_gradient
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import Axis
@@ -119,8 +119,8 @@ def convolve_part(task, part, parts):
     panels = panels_of(alpha, cols)
     panel_bytes = depth * width * size
     least_groups = max(1, (panels.parts * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES)
-    groups = min(panels.parts, least_groups)
-    most_panels = (panels.parts + groups - 1) // groups
+    groups = split(panels.parts, min(panels.parts, least_groups))
+    most_panels = length_of(groups, 0)
     work = workspace(stack_memory(WORKSPACE_BYTES))
     by_dots = dots_pay(alpha, depth, cols)
     tall = dot_rows(cols) if by_dots else np.int64(MACHINE.tile_rows)
@@ -146,9 +146,8 @@ def convolve_part(task, part, parts):
     lone_pixels = _has_lone_pixels(p)
 
     # Loop 1: columns of B and C, as many panels at a time as the cache holds.
-    for group in range(groups):
-        first_panel = share(panels.parts, groups, group)
-        last_panel = share(panels.parts, groups, group + 1)
+    for group in range(groups.parts):
+        first_panel, last_panel = begin_of(groups, group), begin_of(groups, group + 1)
         for n in range(first_panel, last_panel):
             j0, columns, vectors = panel_of(alpha, panels, cols, n)
             at = n - first_panel
@@ -212,7 +211,7 @@ def convolve_part(task, part, parts):
                         register_tile(
                             alpha, high, columns, p.runs, run_starts, p.run_pixels * p.channels,
                             a_places, size, b_panel, vectors * MACHINE.vector_bytes,
-                            c_places, requests, requests_end, False,
+                            c_places, requests, requests_end, False, 1,
                         )  # fmt: skip
                     if finish:
                         biases_here = biases + at * width * size
@@ -296,12 +295,12 @@ def correlate_part(task, part, parts):
             p, band, line_places, line, line + lines, first_channel, channels, size
         )  # fmt: skip
         for n in range(panels.parts):
-            j0, columns, vectors = panel_of(alpha, panels, j_last - j_first, n)
-            j0 += j_first
-            if not _reads_in_place(unpacked, cols, last_position, positions, j0, vectors * wide):
+            panel = panel_of(alpha, panels, j_last - j_first, n)
+            j0, filled = j_first + panel.first, panel.vectors * wide
+            if not _reads_in_place(unpacked, cols, last_position, positions, j0, filled):
                 pack(
-                    alpha, packed + n * panel_bytes, vectors * MACHINE.vector_bytes, gradient,
-                    line * p.columns, lines * p.columns, j0, columns, work,
+                    alpha, packed + n * panel_bytes, filled * size, gradient,
+                    line * p.columns, lines * p.columns, j0, panel.columns, work,
                 )  # fmt: skip
         after = (line + lines) * p.columns
         next_positions = min(most_lines * p.columns, own_end - after)
@@ -320,16 +319,16 @@ def correlate_part(task, part, parts):
                     tap, channel = tap + 1, 0
             # Loop 3: columns of G and C, a panel at a time.
             for n in range(panels.parts):
-                j0, columns, vectors = panel_of(alpha, panels, j_last - j_first, n)
-                shift_places(c_places, targets, j0 * size)
-                b, b_row = packed + n * panel_bytes, vectors * MACHINE.vector_bytes
-                j0 += j_first
-                if _reads_in_place(unpacked, cols, last_position, positions, j0, vectors * wide):
+                panel = panel_of(alpha, panels, j_last - j_first, n)
+                j0, filled = j_first + panel.first, panel.vectors * wide
+                shift_places(c_places, targets, panel.first * size)
+                b, b_row = packed + n * panel_bytes, filled * size
+                if _reads_in_place(unpacked, cols, last_position, positions, j0, filled):
                     b_row = cols * size
                     b = g + line * p.columns * b_row + j0 * size
                 # What the next band will be packed from, or read.
                 requests_end = requests
-                step, turn = request_bytes(vectors), t * panels.parts + n
+                step, turn = request_bytes(panel.vectors), t * panels.parts + n
                 if t < prefetching and (far or not few):
                     ahead = _gradient_ahead(
                         gradient, after, next_positions, j_first * size, j_last * size, step
@@ -346,9 +345,9 @@ def correlate_part(task, part, parts):
                         requests, requests_end, ahead, prefetching * panels.parts, turn
                     )
                 register_tile(
-                    alpha, high, columns, lines, line_places, p.columns,
+                    alpha, high, panel.columns, lines, line_places, p.columns,
                     a_places, p.step_x * spread.pixel, b, b_row, c_places,
-                    requests, requests_end, line > begin,
+                    requests, requests_end, line > begin, 0,
                 )  # fmt: skip
         line += lines
         if line == end:

@@ -80,19 +80,18 @@ def call_case(builder: Any, number: Any, cases: dict[int, Any], arguments: list[
     builder.position_at_end(done)
 
 
-def emit_prefetch(builder: Any, where: Any, to_write: bool) -> None:
-    """Emit a request for the cache line at a pointer, to be written soon or read later.
+def emit_prefetch(builder: Any, where: Any, to_write: bool, nearest: bool = True) -> None:
+    """Emit a request for the cache line at a pointer, to be read or written; any will do.
 
-    Any pointer will do.
+    It goes to the nearest cache, or to the one behind, where it pushes out nothing that is read
+    now.
     """
     i32 = ir.IntType(32)
     function = builder.module.declare_intrinsic(
         "llvm.prefetch.p0", (), ir.FunctionType(ir.VoidType(), [where.type, i32, i32, i32])
     )
-    # To be written (1) soon, in the nearest cache (3); or read (0) later, in the one behind (2),
-    # since the nearest is full of what is read now. Data (1).
-    kind = (1, 3) if to_write else (0, 2)
-    builder.call(function, [where, *map(i32, kind), i32(1)])
+    # To be read (0) or written (1); in the nearest cache (3) or the next one (2); data (1).
+    builder.call(function, [where, i32(int(to_write)), i32(3 if nearest else 2), i32(1)])
 
 
 def spread(builder: Any, number: Any, lanes: int) -> Any:

@@ -16,9 +16,9 @@ from numbadrop.kernels.windows import Axis
 
 __all__ = ["REQUESTS_BYTES", "ahead_of", "count_requests", "list_requests"]
 
-_MOST_REQUESTS = 512
-"""A tile makes one for each two of its depth: a panel of a matrix has 512 at most, a band of the
-positions of images may have more."""
+_MOST_REQUESTS = 640
+"""A tile makes one for each two of its depth. A panel that is read along its depth has 520 at most
+in a group, a band of the positions of images may have more."""
 REQUESTS_BYTES = 8 * _MOST_REQUESTS
 
 

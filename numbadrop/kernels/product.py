@@ -44,7 +44,7 @@ from numbadrop.kernels.packing import (
 )
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places
 from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, count_requests, list_requests
-from numbadrop.kernels.shares import begin_of, full_parts, length_of, share
+from numbadrop.kernels.shares import begin_of, fewest_parts, full_parts, length_of, share
 from numbadrop.kernels.tile import register_tile, request_bytes
 from numbadrop.kernels.windows import (
     Axis,
@@ -66,7 +66,7 @@ cache holds its share, that takes longer than what it saves."""
 _STEPS_A_REQUEST = 8
 """Of a tile that prefetches B: it could make a request for each two, but waits for them then. The
 fewer do, the better, since their loop is slower."""
-_AHEAD_BYTES = 1 << 22
+_PACK_AHEAD_BYTES = 1 << 22
 """From so many bytes of B on, what a tile has asked for is packed right behind it: where rows are
 powers of two apart, a whole panel would not stay in the cache until its turn."""
 
@@ -123,19 +123,17 @@ class _Strips(NamedTuple):
 
 
 @inner
-def _strips(alpha, cut, a, rows):
-    """Return the strips that so many rows of A are packed to."""
-    size = bytes_of(alpha)
-    # Else every element of a tile's column would come from a cache line of its own, again for each
-    # panel.
-    if a.depth == size or a.row != size or cut.panels.parts == 1:
+def _strips(alpha, cut):
+    """Return the strips that a group of rows of A is packed to."""
+    if not cut.packs_a:
         return _Strips(0, 0, 0)
+    size = bytes_of(alpha)
     # What a register holds too much the next row overwrites, unless a row takes several.
     pitch = MACHINE.tile_rows * size
     if pitch > MACHINE.vector_bytes:
         pitch = align(pitch, MACHINE.vector_bytes)
-    strip = cut.block * pitch
-    most = (rows // cut.groups + 1 + MACHINE.tile_rows) // MACHINE.tile_rows + 1
+    strip = length_of(cut.blocks, 0) * pitch
+    most = fewest_parts(length_of(cut.groups, 0), MACHINE.tile_rows).parts
     return _Strips(pitch, strip, most * strip + MACHINE.vector_bytes)
 
 
@@ -258,9 +256,10 @@ def multiply(product, i_first, i_last, j_first, j_last):
     if i_last <= i_first or j_last <= j_first:
         return
     cut = cut_up(alpha, a, i_last - i_first, product.depth, j_last - j_first)
-    strips = _strips(alpha, cut, a, i_last - i_first)
+    strips = _strips(alpha, cut)
+    block = length_of(cut.blocks, 0)
     finish = not is_plain(epilogue, product.bias)
-    by_dots = _has_few_columns(alpha, product, cut.block)
+    by_dots = _has_few_columns(alpha, product, block)
     tall = dot_rows(product.cols) if by_dots else np.int64(MACHINE.tile_rows)
     # A panel that one tile meets is a copy for nothing, unless units have to be brought together.
     used_once = (
@@ -272,7 +271,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     )
     # What lies near, or will not be packed, is not prefetched, and `dot_tile` asks for nothing.
     b_far = _bytes_of_all(alpha, b) > _NEAR_BYTES and not used_once and not by_dots
-    packs_ahead = b_far and b.cols.stride == size and _bytes_of_all(alpha, b) >= _AHEAD_BYTES
+    packs_ahead = b_far and b.cols.stride == size and _bytes_of_all(alpha, b) >= _PACK_AHEAD_BYTES
     c_far = scatter and c.cols.stride == size and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
 
     work = workspace(stack_memory(WORKSPACE_BYTES))
@@ -287,27 +286,26 @@ def multiply(product, i_first, i_last, j_first, j_last):
     list_places(edge_places, edge, _ROW_BYTES)
     # A tile that will be added passes through `edge`. So does one that is finished at once: its way
     # from there writes C once, of which two threads may share a cache line.
-    sums = c_places if not scatter and (cut.blocks > 1 or not finish) else edge_places
+    sums = c_places if not scatter and (cut.blocks.parts > 1 or not finish) else edge_places
     one_run = stack_memory(8)
     store(one_run, 0)
     # Rows of a panel begin on cache lines; packing may write `wide` rows more.
-    panel_bytes = align((cut.block + wide) * _ROW_BYTES, CACHE_LINE)
+    panel_bytes = align((block + wide) * _ROW_BYTES, CACHE_LINE)
     if by_dots:
-        panel_bytes = dot_bytes(alpha, dot_pitch(alpha, cut.block))
+        panel_bytes = dot_bytes(alpha, dot_pitch(alpha, block))
     ahead_bytes = panel_bytes if packs_ahead else 0
     memory = np.empty(CACHE_LINE + panel_bytes + ahead_bytes + strips.size, np.uint8)
     panels = align(address_in(memory), CACHE_LINE)
     packed_strips = panels + panel_bytes + ahead_bytes
 
     # Loop 1: rows of A and C, a group at a time.
-    for m in range(cut.groups):
-        group = group_of(cut, i_first, i_last, m, tall)
+    for m in range(cut.groups.parts):
+        group = group_of(cut, i_first, m, tall)
         asking = full_parts(group.tiles)
         # Loop 2: depth of A and B, a block at a time.
-        for n in range(cut.blocks):
-            begun, last = n > 0 and not scatter, n == cut.blocks - 1
-            k0 = share(product.depth, cut.blocks, n)
-            depth = share(product.depth, cut.blocks, n + 1) - k0
+        for n in range(cut.blocks.parts):
+            begun, last = n > 0 and not scatter, n == cut.blocks.parts - 1
+            k0, depth = begin_of(cut.blocks, n), length_of(cut.blocks, n)
             a_rows = _bring_near(alpha, strips, packed_strips, product, group, k0, depth, work)
             # Loop 3: columns of B and C, a panel at a time.
             for p in range(cut.panels.parts):
@@ -332,7 +330,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 b_asking = np.int64(0)
                 if b_far and following.columns > 0:
                     steps = count_requests(b_ahead) * _STEPS_A_REQUEST
-                    b_asking = min(asking, 1 + steps // max(depth, 1))
+                    b_asking = min(asking, max(1, b_ahead.groups), 1 + steps // depth)
                 # Loop 4: rows of A and C, a register tile at a time.
                 for t in range(group.tiles.parts):
                     r0, high = begin_of(group.tiles, t), length_of(group.tiles, t)
@@ -360,7 +358,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     else:
                         register_tile(
                             alpha, high, columns, 1, one_run, depth, a_places, a_rows.depth,
-                            b_panel, b_row, sums, requests, requests_end, begun,
+                            b_panel, b_row, sums, requests, requests_end, begun, 0,
                         )  # fmt: skip
                     if finish and (last or scatter):
                         results = edge_places if scatter else c_places

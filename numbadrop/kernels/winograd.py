@@ -294,7 +294,7 @@ def convolve_part(task, part, parts):
         # Loop 2: columns, a panel at a time.
         for n in range(panels.parts):
             j0, columns, vectors = panel_of(alpha, panels, cols, n)
-            row = vectors * MACHINE.vector_bytes
+            row, filled = vectors * MACHINE.vector_bytes, vectors * lanes(alpha)
             matrix = p.channels * row
             b = u + matrices_before(pieces, 16) * p.channels * j0 * size
             # Loop 3: the elements of a square. Loop 4: squares, a register tile at a time.
@@ -308,9 +308,8 @@ def convolve_part(task, part, parts):
                     shift_places(a_places, rows + 8 * r0, q * v_step)
                     list_places(c_places, m + q * m_step + r0 * m_row, m_row)
                     register_tile(
-                        alpha, high, vectors * lanes(alpha), some.down * some.along, run_starts,
-                        p.channels,
-                        a_places, size, b, row, c_places, 0, 0, False,
+                        alpha, high, filled, some.down * some.along, run_starts, p.channels,
+                        a_places, size, b, row, c_places, 0, 0, False, 0,
                     )  # fmt: skip
                 b += some.down * some.along * matrix
             list_rows(sums, m, m_step, 16)
@@ -430,7 +429,7 @@ def correlate_part(task, part, parts):
                         register_tile(
                             alpha, high, panel.vectors * wide, runs, run_starts, count // runs,
                             a_places, v_row, y + q * y_step + at, y_row, c_places, 0, 0,
-                            first > begin,
+                            first > begin, 0,
                         )  # fmt: skip
                 sums_here += sum_step
         first += count

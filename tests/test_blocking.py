@@ -1,0 +1,113 @@
+"""How products are cut up: every row, depth and column is in one piece, and none is too large."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+
+from numbadrop.kernels.blocking import (
+    _DEPTH_BLOCK,
+    _GROUP_BYTES,
+    _STRIPS_BYTES,
+    cut_up,
+    group_of,
+    panel_of,
+    panels_of,
+    piece_of,
+)
+from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.product import Strided
+from numbadrop.kernels.shares import begin_of, fewest_parts, length_of
+
+
+@numba.njit
+def parts_of(total, most):
+    parts = fewest_parts(total, most)
+    return [(begin_of(parts, n), length_of(parts, n)) for n in range(parts.parts)]
+
+
+@numba.njit
+def panels(alpha, columns):
+    parts = panels_of(alpha, columns)
+    return [panel_of(alpha, parts, columns, n) for n in range(parts.parts)]
+
+
+@numba.njit
+def groups_and_pieces(alpha, a, sizes, begins):
+    (rows, depth, columns), (i_first, j_first) = sizes, begins
+    cut = cut_up(alpha, a, rows, depth, columns)
+    groups = [group_of(cut, i_first, n, 8) for n in range(cut.groups.parts)]
+    pieces = [
+        piece_of(alpha, cut, depth, j_first, j_first + columns, n, p)
+        for n in range(cut.blocks.parts)
+        for p in range(cut.panels.parts + 1)
+    ]
+    return cut, groups, pieces
+
+
+def assert_covers(pieces, first, end):
+    """`pieces` of a beginning and a length lie one behind the other and are as equal as can be."""
+    assert [begin for begin, _ in pieces] == list(
+        np.cumsum([first, *(length for _, length in pieces)])[:-1]
+    )
+    lengths = [length for _, length in pieces]
+    assert first + sum(lengths) == end
+    assert max(lengths) - min(lengths) <= 1
+    assert min(lengths) > 0
+
+
+@pytest.mark.parametrize("most", [1, 2, 6, 8])
+def test_the_fewest_parts_cover_everything_once(most):
+    assert parts_of(0, most) == []
+    for total in range(1, 50):
+        parts = parts_of(total, most)
+        assert_covers(parts, 0, total)
+        assert max(length for _, length in parts) <= most
+        assert len(parts) == -(-total // most)
+
+
+@pytest.mark.parametrize("alpha", [np.float32(1), np.float64(1)])
+def test_panels_are_whole_registers_but_for_the_last_one(alpha):
+    wide = MACHINE.vector_bytes // alpha.itemsize
+    for columns in range(1, 9 * wide + 2):
+        found = panels(alpha, columns)
+        assert sum(panel.columns for panel in found) == columns
+        assert max(panel.vectors for panel in found) <= MACHINE.tile_vectors
+        for panel, after in zip(found, [*found[1:], None], strict=True):
+            assert panel.vectors == -(-panel.columns // wide)
+            if after is not None:
+                assert after.first == panel.first + panel.columns
+                assert panel.columns == panel.vectors * wide
+
+
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"),
+    [(1, 1, 1), (7, 0, 5), (3000, 1025, 100), (5000, 512, 10), (5000, 700, 10), (900, 3000, 500)],
+)
+@pytest.mark.parametrize("packs", [False, True])
+def test_groups_blocks_and_panels(rows, depth, columns, packs):
+    alpha = np.float32(1)
+    a = Strided(0, 4, 4 * rows) if packs else Strided(0, 4 * depth, 4)
+    cut, groups, pieces = groups_and_pieces(alpha, a, (rows, depth, columns), (3, 16))
+    assert cut.packs_a == (packs and cut.panels.parts > 1)
+    most = _STRIPS_BYTES if cut.packs_a else _GROUP_BYTES
+    tiles = [group.tiles for group in groups]
+    heights = [(t.least * t.parts + t.longer) for t in tiles]
+    assert_covers([(g.first, high) for g, high in zip(groups, heights, strict=True)], 3, 3 + rows)
+    deep = max(piece.depth for piece in pieces)
+    assert deep <= _DEPTH_BLOCK
+    # One that nothing comes back to needs no group.
+    if cut.panels.parts > 1 or cut.blocks.parts > 1:
+        assert (max(heights) - 1) * deep * alpha.itemsize < most
+    else:
+        assert len(groups) == 1
+    # Behind the last panel of a block comes the first of the next one, and nothing behind that.
+    blocks = np.array(pieces).reshape(cut.blocks.parts, cut.panels.parts + 1, -1)
+    np.testing.assert_array_equal(blocks[:-1, -1], blocks[1:, 0])
+    assert pieces[-1].columns == pieces[-1].vectors == 0
+    if depth > 0:
+        assert_covers(list(map(tuple, blocks[:, 0, :2])), 0, depth)
+    for block in blocks[:, :-1]:
+        assert block[0, 2] == 16
+        assert block[:, 3].sum() == columns
