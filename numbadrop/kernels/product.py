@@ -327,7 +327,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                 spread = _find_spread(alpha, c, piece, work) if scatter else _Spread(0, 0)
                 step = request_bytes(piece.vectors)
                 b_ahead = _panel_ahead(alpha, b, following, step)
-                b_asking = np.int64(0)
+                b_asking = 0
                 if b_far and following.columns > 0:
                     steps = count_requests(b_ahead) * _STEPS_A_REQUEST
                     b_asking = min(asking, max(1, b_ahead.groups), 1 + steps // depth)
