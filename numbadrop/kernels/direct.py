@@ -200,6 +200,9 @@ def convolve_part(task, part, parts):
                         # positions are apart, it is asked for in vain.
                         shift_places(requests, c_places, high * c_pixel)
                         requests_end = requests + PLACES_BYTES
+                        if lone_pixels:  # Such a tile is long: what it writes is gone by then.
+                            shift_places(requests_end, c_places, 0)
+                            requests_end += PLACES_BYTES
                         if lone_pixels and n == first_panel:
                             ahead = ahead_of(
                                 load_index(a_places, 0), Axis(patch_step, 0, 0), high, PLACES,

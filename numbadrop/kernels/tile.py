@@ -124,10 +124,10 @@ def _tile_function(
     last_request = entry.gep(requests_end, [_I64(-1)], source_etype=_POINTER)
     # What will be written comes into the cache while sums are made, and nobody waits for it; also
     # the last line of a row that begins within one.
-    for t in tiles:
-        emit_prefetch(entry, c_at[t], to_write=True)
-    for c_row in c_rows:
-        emit_prefetch(entry, at(entry, c_row, vectors * MACHINE.vector_bytes - 1), to_write=True)
+    last_byte = vectors * MACHINE.vector_bytes - 1
+    for r, c_row in enumerate(c_rows) if not nearest else ():
+        for place in (*(c_at[r, v] for v in range(vectors)), at(entry, c_row, last_byte)):
+            emit_prefetch(entry, place, to_write=True)
     entry.branch(run.block)
 
     def carried(builder: ir.IRBuilder, kind: Any, *incoming: Any) -> Any:
@@ -255,8 +255,9 @@ def register_tile(
     of `request_bytes`, and any will do. A tile of the greatest height asks for the next ones for
     each two of a run's depth, as far as it comes, and for the last one again from there on; other
     tiles, and those of half a register, do not. `nearest`, a constant, says that it is the very
-    next tile that needs all this: 1, or 0. A height or width that was not generated ends the
-    process at once: it must never be skipped in silence.
+    next tile that needs all this: 1, or 0. Then what a tile that asks writes should be among the
+    requests, its own or those of the tile before; else it asks for that by itself. A height or
+    width that was not generated ends the process at once: it must never be skipped in silence.
     """
     i64 = types.int64
     if not isinstance(nearest, types.IntegerLiteral):
