@@ -60,6 +60,9 @@ _FEW_TILES = 6
 whole cache lines."""
 _FAR_BYTES = 1 << 20
 """Most bytes of a G that few tiles read without asking for it ahead."""
+_LONG_DEPTH = 32
+"""From here on what the tile before has asked for is no longer near when a tile writes it: it asks
+for that again."""
 _AHEAD_BYTES = 1024
 """So much of G is asked for at a time where most of it will be read."""
 
@@ -200,7 +203,7 @@ def convolve_part(task, part, parts):
                         # positions are apart, it is asked for in vain.
                         shift_places(requests, c_places, high * c_pixel)
                         requests_end = requests + PLACES_BYTES
-                        if lone_pixels:  # Such a tile is long: what it writes is gone by then.
+                        if depth >= _LONG_DEPTH:
                             shift_places(requests_end, c_places, 0)
                             requests_end += PLACES_BYTES
                         if lone_pixels and n == first_panel:
