@@ -301,7 +301,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     # Loop 1: rows of A and C, a group at a time.
     for m in range(cut.groups.parts):
         group = group_of(cut, i_first, m, tall)
-        asking = full_parts(group.tiles)
+        prefetching = full_parts(group.tiles)
         # Loop 2: depth of A and B, a block at a time.
         for n in range(cut.blocks.parts):
             begun, last = n > 0 and not scatter, n == cut.blocks.parts - 1
@@ -322,15 +322,15 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     b_row = dot_pitch(alpha, depth)
                 if used_once and columns == piece.vectors * wide:
                     b_panel, b_row = b.address + k0 * b.rows.stride + j0 * size, b.rows.stride
-                elif not packs_ahead or asking == 0 or number == 0:
+                elif not packs_ahead or prefetching == 0 or number == 0:
                     pack_piece(alpha, panel, b_row, b, k0, depth, j0, columns, by_dots, work)
                 spread = _find_spread(alpha, c, piece, work) if scatter else _Spread(0, 0)
                 step = request_bytes(piece.vectors)
                 b_ahead = _panel_ahead(alpha, b, following, step)
-                b_asking = 0
+                b_prefetching = 0
                 if b_far and following.columns > 0:
                     steps = count_requests(b_ahead) * _STEPS_A_REQUEST
-                    b_asking = min(asking, max(1, b_ahead.groups), 1 + steps // depth)
+                    b_prefetching = min(prefetching, max(1, b_ahead.groups), 1 + steps // depth)
                 # Loop 4: rows of A and C, a register tile at a time.
                 for t in range(group.tiles.parts):
                     r0, high = begin_of(group.tiles, t), length_of(group.tiles, t)
@@ -343,13 +343,15 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         c_tile = c.address + i0 * c.rows.stride + j0 * size
                         list_places(c_places, c_tile, c.rows.stride)
                     requests_end = requests
-                    if c_far and t < asking:
+                    if c_far and t < prefetching:
                         c_ahead = _sums_ahead(alpha, c, i0 + high, i_last - i0 - high, piece, step)
                         requests_end = list_requests(
                             requests, requests_end, c_ahead, np.int64(1), np.int64(0)
                         )
-                    if t < b_asking:
-                        requests_end = list_requests(requests, requests_end, b_ahead, b_asking, t)
+                    if t < b_prefetching:
+                        requests_end = list_requests(
+                            requests, requests_end, b_ahead, b_prefetching, t
+                        )
                     if by_dots:
                         dot_tile(
                             alpha, high, columns, 1, one_run, depth, a_places, b_panel, b_row,
@@ -370,10 +372,10 @@ def multiply(product, i_first, i_last, j_first, j_last):
                         )  # fmt: skip
                     elif scatter:
                         _add_tile(alpha, edge, high, columns, c, i0, j0)
-                    if packs_ahead and t < b_asking:
+                    if packs_ahead and t < b_prefetching:
                         _pack_part(
-                            alpha, panels + (number + 1) % 2 * ahead_bytes, b, following, b_asking,
-                            t, work_ahead,
+                            alpha, panels + (number + 1) % 2 * ahead_bytes, b, following,
+                            b_prefetching, t, work_ahead,
                         )  # fmt: skip
     keep_alive(memory)
 
