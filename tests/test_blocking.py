@@ -46,6 +46,11 @@ def groups_and_pieces(alpha, a, sizes, begins):
     return cut, groups, pieces
 
 
+@numba.njit
+def packs(alpha, a, rows, depth, columns):
+    return cut_up(alpha, a, rows, depth, columns).packs_a
+
+
 def assert_covers(pieces, first, end):
     """`pieces` of a beginning and a length lie one behind the other and are as equal as can be."""
     assert [begin for begin, _ in pieces] == list(
@@ -85,12 +90,12 @@ def test_panels_are_whole_registers_but_for_the_last_one(alpha):
     ("rows", "depth", "columns"),
     [(1, 1, 1), (7, 0, 5), (3000, 1025, 100), (5000, 512, 10), (5000, 700, 10), (900, 3000, 500)],
 )
-@pytest.mark.parametrize("packs", [False, True])
-def test_groups_blocks_and_panels(rows, depth, columns, packs):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_groups_blocks_and_panels(rows, depth, columns, transposed):
     alpha = np.float32(1)
-    a = Strided(0, 4, 4 * rows) if packs else Strided(0, 4 * depth, 4)
+    a = Strided(0, 4, 4 * rows) if transposed else Strided(0, 4 * depth, 4)
     cut, groups, pieces = groups_and_pieces(alpha, a, (rows, depth, columns), (3, 16))
-    assert cut.packs_a == (packs and cut.panels.parts > 1)
+    assert transposed or not cut.packs_a
     most = _STRIPS_BYTES if cut.packs_a else _GROUP_BYTES
     tiles = [group.tiles for group in groups]
     heights = [(t.least * t.parts + t.longer) for t in tiles]
@@ -111,3 +116,18 @@ def test_groups_blocks_and_panels(rows, depth, columns, packs):
     for block in blocks[:, :-1]:
         assert block[0, 2] == 16
         assert block[:, 3].sum() == columns
+
+
+def test_a_transposed_a_is_packed_where_many_panels_walk_far_along_it():
+    alpha = np.float32(1)
+    wide = MACHINE.tile_vectors * MACHINE.vector_bytes // alpha.itemsize
+    for sign in (1, -1):
+        rows_apart = Strided(0, 4, sign * 4 * 1000)
+        assert packs(alpha, rows_apart, 1000, 512, 3 * wide)
+        assert not packs(alpha, rows_apart, 1000, 512, 2 * wide)
+        assert not packs(alpha, rows_apart, 1000, 100, 3 * wide)
+        # However far rows are apart, an element touches no more than a page.
+        assert not packs(alpha, Strided(0, 4, sign * 1 << 20), 1000, 100, 3 * wide)
+    # Along the depth there is nothing to gain, and what is spread in both ways cannot be packed.
+    assert not packs(alpha, Strided(0, 4000, 4), 1000, 512, 9 * wide)
+    assert not packs(alpha, Strided(0, 8, 4000), 1000, 512, 9 * wide)

@@ -88,6 +88,13 @@ def test_products_whose_weights_are_prefetched(shape):
     answer("-c", f"from kernel_checks import *; check_many([{shape}], ('C',), sets={sets})")
 
 
+def test_gradients_of_which_the_left_operand_is_packed():
+    """Many panels would walk far along its depth."""
+    answer(
+        "-c", "from kernel_checks import *; check_many([(300, 1100, 200)], ('C',), sets=('half',))"
+    )
+
+
 def test_large_weights_whose_rows_or_columns_run_backwards():
     answer("-c", BACKWARDS)
 

@@ -21,6 +21,12 @@ _GROUP_BYTES, _STRIPS_BYTES = 1 << 20, 1 << 21
 """Most bytes of A that all panels pass before others come and B is packed again: half of an L2 of 2
 MB for rows that are read where they lie. Strips are one stretch of memory, which is read ahead."""
 
+_PAGE_BYTES = 4096
+"""Of most systems; of one with larger pages, how far memory is read ahead."""
+_WALKED_BYTES = 9 << 19
+"""Most bytes over which tiles walk along the depth, once for each panel, where no element touches
+more than a page: for more it takes less time to pack A first."""
+
 
 class Panel(NamedTuple):
     """Some columns, as many as a register tile has at most."""
@@ -55,8 +61,8 @@ class Cut(NamedTuple):
     panels: Split
     """Of registers of columns."""
     packs_a: bool
-    """Whether A is packed in strips: else every element of a tile's column would come from a cache
-    line of its own, again for each panel."""
+    """Whether A is packed in strips: else each element of a row comes from a cache line of its own,
+    again for each panel."""
 
 
 @inner
@@ -65,7 +71,8 @@ def cut_up(alpha, a, rows, depth, columns):
     size = bytes_of(alpha)
     blocks = split(depth, max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK))
     panels = panels_of(alpha, columns)
-    packs_a = a.depth != size and a.row == size and panels.parts > 1
+    walked = panels.parts * length_of(blocks, 0) * min(abs(a.depth), _PAGE_BYTES)
+    packs_a = a.depth != size and a.row == size and walked > _WALKED_BYTES
     most = _STRIPS_BYTES if packs_a else _GROUP_BYTES
     groups = max(1, (rows * length_of(blocks, 0) * size + most - 1) // most)
     if panels.parts == 1 and blocks.parts == 1:  # Nothing comes back to a group.
