@@ -16,7 +16,7 @@ from numbadrop.kernels.blocking import (
     panels_of,
     piece_of,
 )
-from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.elements import MACHINE, WIDEST
 from numbadrop.kernels.product import Strided
 from numbadrop.kernels.shares import begin_of, fewest_parts, length_of
 
@@ -28,8 +28,8 @@ def parts_of(total, most):
 
 
 @numba.njit
-def panels(alpha, columns):
-    parts = panels_of(alpha, columns)
+def panels(alpha, columns, wide):
+    parts = panels_of(alpha, columns, wide)
     return [panel_of(alpha, parts, columns, n) for n in range(parts.parts)]
 
 
@@ -72,18 +72,22 @@ def test_the_fewest_parts_cover_everything_once(most):
         assert len(parts) == -(-total // most)
 
 
+@pytest.mark.parametrize("wide", [0, 1])
 @pytest.mark.parametrize("alpha", [np.float32(1), np.float64(1)])
-def test_panels_are_whole_registers_but_for_the_last_one(alpha):
-    wide = MACHINE.vector_bytes // alpha.itemsize
-    for columns in range(1, 9 * wide + 2):
-        found = panels(alpha, columns)
+def test_panels_are_whole_registers_but_for_the_last_one(alpha, wide):
+    lanes = MACHINE.vector_bytes // alpha.itemsize
+    for columns in range(1, 9 * lanes + 2):
+        found = panels(alpha, columns, wide)
         assert sum(panel.columns for panel in found) == columns
+        if wide and -(-columns // lanes) == WIDEST:
+            assert len(found) == 1
+            continue
         assert max(panel.vectors for panel in found) <= MACHINE.tile_vectors
         for panel, after in zip(found, [*found[1:], None], strict=True):
-            assert panel.vectors == -(-panel.columns // wide)
+            assert panel.vectors == -(-panel.columns // lanes)
             if after is not None:
                 assert after.first == panel.first + panel.columns
-                assert panel.columns == panel.vectors * wide
+                assert panel.columns == panel.vectors * lanes
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from llvmlite import ir
 from numba.core import types
 
 from numbadrop.kernels import elements, tile
-from numbadrop.kernels.elements import MACHINE
-from numbadrop.kernels.tile import register_tile
+from numbadrop.kernels.elements import MACHINE, WIDEST
+from numbadrop.kernels.tile import most_rows, register_tile
 
 
 @numba.njit
@@ -26,7 +26,7 @@ def run_tile(
 ):  # fmt: skip
     register_tile(
         alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, requests,
-        requests_end, accumulate, 0,
+        requests_end, accumulate, 0, 1,
     )  # fmt: skip
 
 
@@ -39,19 +39,19 @@ def table(*numbers):
 def test_every_variant(dtype):
     rng = np.random.default_rng(0)
     lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
-    heights = range(1, MACHINE.tile_rows + 1)
     # A last register that is full, lacks a lane, is half full, or has no more than one.
-    widths = sorted(
+    sizes = sorted(
         {
-            vectors * lanes - missing
-            for vectors in range(1, MACHINE.tile_vectors + 1)
+            (height, vectors * lanes - missing)
+            for vectors in range(1, WIDEST + 1)
+            for height in range(1, most_rows.py_func(vectors) + 1)
             for missing in (0, 1, lanes // 2, lanes - 1)
         }
     )
     # Addresses of nothing: to ask for them is no error.
     requests = table(0, 1, -1, 2**46)
-    for height, columns, depth, accumulate, transposed, number in itertools.product(
-        heights, widths, (0, 1, 2, 3, 5), (False, True), (False, True), (0, 1, 4)
+    for (height, columns), depth, accumulate, transposed, number in itertools.product(
+        sizes, (0, 1, 2, 3, 5), (False, True), (False, True), (0, 1, 4)
     ):
         vectors = -(-columns // lanes)
         a = rng.integers(-9, 10, (height, depth)).astype(dtype)
@@ -129,8 +129,9 @@ def run(rows, vectors):
 run(1, 1)
 high, wide = MACHINE.tile_rows, MACHINE.tile_vectors
 for rows, vectors in [
-    (0, 1), (1, 0), (0, 0), (high + 1, 1), (1, wide + 1), (high + 1, wide + 1),
-    (high, wide + 1), (0, wide + 2), (1, wide + 2), (2, -1), (-1, 1), (-1, 2 * wide + 3),
+    (0, 1), (1, 0), (0, 0), (high + 1, 1), (high + 1, wide), (MACHINE.wide_rows + 1, wide + 1),
+    (high, wide + 1), (high + 1, wide + 1), (0, wide + 1), (0, wide + 2), (1, wide + 2), (2, -1),
+    (-1, 1), (-1, 2 * wide + 3),
 ]:
     child = os.fork()
     if child == 0:
@@ -155,6 +156,7 @@ def blocks_for(source, cpu):
     return re.split(r"\n(?=\.LBB)", target.emit_assembly(optimized))
 
 
+@pytest.mark.parametrize("is_wide", [False, True])
 @pytest.mark.parametrize("prefetches", [False, True])
 @pytest.mark.parametrize("element", [types.float32, types.float64], ids=str)
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def blocks_for(source, cpu):
     ],
 )  # fmt: skip
 def test_the_inner_loop_of_other_machines(
-    machine, triple, cpu, multiply_add, memory, element, prefetches, monkeypatch
+    machine, triple, cpu, multiply_add, memory, element, prefetches, is_wide, monkeypatch
 ):
     """Cross-compiled: one fused instruction for each vector of sums, all sums in registers."""
     for module in (elements, tile):
@@ -178,12 +180,13 @@ def test_the_inner_loop_of_other_machines(
     source = ir.Module()
     source.triple = triple
     sizes = machine.tile_rows, machine.tile_vectors
+    if is_wide:
+        sizes = machine.wide_rows, machine.tile_vectors + 1
     tile._tile_function(source, element, *sizes, prefetches).linkage = ""
     block = max(blocks_for(source, cpu), key=lambda block: block.count(multiply_add))
     label = block[: block.index(":")]
     loop = block[: block.rindex(label)]  # up to the jump back
-    sums = machine.tile_rows * machine.tile_vectors
-    assert loop.count(multiply_add) == tile._steps_a_turn(prefetches) * sums
+    assert loop.count(multiply_add) == tile._steps_a_turn(prefetches) * np.prod(sizes)
     register = r"(?:v|q|%[xyz]mm)\d"
     on_stack = [line for line in loop.split("\n") if re.search(memory, line)]
     if prefetches:  # where the list ends may be read from there

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
+from numbadrop.kernels.elements import MACHINE, WIDEST, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.shares import Split, begin_of, fewest_parts, length_of, split
+from numbadrop.kernels.tile import most_rows
 
 __all__ = [
-    "Cut", "Group", "Panel", "Piece", "cut_up", "group_of", "panel_of", "panels_of", "piece_of",
+    "Cut", "Group", "Panel", "Piece", "cut_up", "group_of", "panel_of", "panel_row", "panels_of",
+    "piece_of", "tile_rows",
 ]  # fmt: skip
 
 _DEPTH_BLOCK = 512
@@ -38,9 +40,27 @@ class Panel(NamedTuple):
 
 
 @inner
-def panels_of(alpha, columns):
-    """Return how the registers that so many columns fill are shared out to panels."""
-    return fewest_parts((columns + lanes(alpha) - 1) // lanes(alpha), MACHINE.tile_vectors)
+def panels_of(alpha, columns, wide):
+    """Return how the registers that so many columns fill are shared out to panels.
+
+    They are one if they fit the widest tile and there is one, which `wide` says.
+    """
+    vectors = (columns + lanes(alpha) - 1) // lanes(alpha)
+    if wide and vectors == WIDEST:
+        return split(vectors, 1)
+    return fewest_parts(vectors, MACHINE.tile_vectors)
+
+
+@inner
+def panel_row(panels):
+    """Return the bytes of a row of the widest of these panels."""
+    return length_of(panels, 0) * MACHINE.vector_bytes
+
+
+@inner
+def tile_rows(panels):
+    """Return how many rows the tiles have that meet these panels."""
+    return most_rows(length_of(panels, 0))
 
 
 @inner
@@ -70,7 +90,7 @@ def cut_up(alpha, a, rows, depth, columns):
     """Return the fewest pieces of so many rows of A, as equal as can be."""
     size = bytes_of(alpha)
     blocks = split(depth, max(1, (depth + _DEPTH_BLOCK - 1) // _DEPTH_BLOCK))
-    panels = panels_of(alpha, columns)
+    panels = panels_of(alpha, columns, 0)
     walked = panels.parts * length_of(blocks, 0) * min(abs(a.depth), _PAGE_BYTES)
     packs_a = a.depth != size and a.row == size and walked > _WALKED_BYTES
     most = _STRIPS_BYTES if packs_a else _GROUP_BYTES

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numbadrop.kernels.blocking import panel_of, panels_of
+from numbadrop.kernels.blocking import panel_of, panel_row, panels_of, tile_rows
 from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
@@ -118,21 +118,21 @@ def convolve_part(task, part, parts):
     size = bytes_of(alpha)
     wide = lanes(alpha)
     depth = p.runs * p.run_pixels * p.channels
-    width = MACHINE.tile_vectors * wide
-    panels = panels_of(alpha, cols)
-    panel_bytes = depth * width * size
+    panels = panels_of(alpha, cols, 1)
+    widest_row = panel_row(panels)
+    panel_bytes = depth * widest_row
     least_groups = max(1, (panels.parts * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES)
     groups = split(panels.parts, min(panels.parts, least_groups))
     most_panels = length_of(groups, 0)
     work = workspace(stack_memory(WORKSPACE_BYTES))
     by_dots = dots_pay(alpha, depth, cols)
-    tall = dot_rows(cols) if by_dots else np.int64(MACHINE.tile_rows)
-    packed_bytes = most_panels * panel_bytes + wide * width * size
+    tall = dot_rows(cols) if by_dots else tile_rows(panels)
+    packed_bytes = most_panels * panel_bytes + wide * widest_row
     if by_dots:
         packed_bytes = dot_bytes(alpha, dot_pitch(alpha, depth))
     packed_memory = np.empty(packed_bytes + CACHE_LINE, np.uint8)
     packed = align(address_in(packed_memory), CACHE_LINE)
-    bias_memory = np.zeros(most_panels * width * size, np.uint8)
+    bias_memory = np.zeros(most_panels * widest_row, np.uint8)
     biases = address_in(bias_memory)
     most_lines = min(lines_in(_BAND_BYTES, p, size), end - begin)
     band_memory = np.empty(most_band_bytes(p, most_lines, p.channels, size) + CACHE_LINE, np.uint8)
@@ -160,7 +160,7 @@ def convolve_part(task, part, parts):
                 by_dots, work,
             )  # fmt: skip
             if bias != 0:
-                list_bias(alpha, biases + at * width * size, bias, b.cols, j0, columns)
+                list_bias(alpha, biases + at * widest_row, bias, b.cols, j0, columns)
         # Loop 2: lines of all images, a band at a time.
         for line in range(begin, end, most_lines):
             lines = min(most_lines, end - line)
@@ -217,10 +217,10 @@ def convolve_part(task, part, parts):
                         register_tile(
                             alpha, high, columns, p.runs, run_starts, p.run_pixels * p.channels,
                             a_places, size, b_panel, vectors * MACHINE.vector_bytes,
-                            c_places, requests, requests_end, False, 1,
+                            c_places, requests, requests_end, False, 1, 1,
                         )  # fmt: skip
                     if finish:
-                        biases_here = biases + at * width * size
+                        biases_here = biases + at * widest_row
                         finish_tile(epilogue, c_places, c_places, high, columns, biases_here)
     keep_alive(packed_memory)
     keep_alive(bias_memory)
@@ -257,19 +257,17 @@ def correlate_part(task, part, parts):
 
     j_first = v_first * wide
     j_last = min(j_first + vectors * wide, cols)
-    width = MACHINE.tile_vectors * wide
-    panels = panels_of(alpha, j_last - j_first)
+    panels = panels_of(alpha, j_last - j_first, 1)
+    tall, widest_row = tile_rows(panels), panel_row(panels)
     # The bands decide in which order sums are made: they must not depend on the threads.
     most_lines = min(
         lines_in(_LONG_BAND_BYTES, p, size),
         max(1, _LONG_GRADIENT_BYTES // (p.columns * all_vectors * wide * size)),
     )
     most_lines = evenly(longest(all_lines, number), most_lines)
-    panel_bytes = most_lines * p.columns * width * size
+    panel_bytes = most_lines * p.columns * widest_row
     work = workspace(stack_memory(WORKSPACE_BYTES))
-    packed_memory = np.empty(
-        panels.parts * panel_bytes + wide * width * size + CACHE_LINE, np.uint8
-    )
+    packed_memory = np.empty(panels.parts * panel_bytes + wide * widest_row + CACHE_LINE, np.uint8)
     packed = align(address_in(packed_memory), CACHE_LINE)
     band_memory = np.empty(most_band_bytes(p, most_lines, channels, size) + CACHE_LINE, np.uint8)
     band = align(address_in(band_memory), CACHE_LINE)
@@ -278,14 +276,14 @@ def correlate_part(task, part, parts):
     places_memory = np.empty(most_lines, np.int64)
     line_places = address_in(places_memory)
     gradient = Matrix(g, Axis(cols * size, positions, 0), Axis(size, cols, 0))
-    tiles = fewest_parts(rows, MACHINE.tile_rows)
-    prefetching = full_parts(tiles)
+    tiles = fewest_parts(rows, tall)
+    prefetching = full_parts(tiles, tall)
     # Few tiles wait for the memory of a large G. To ask for what the next band reads of it, all but
     # the last must be of the greatest height.
     few, far = tiles.parts <= _FEW_TILES, positions * cols * size > _FAR_BYTES and vectors > 1
     unpacked = few or (g % CACHE_LINE == 0 and cols * size % CACHE_LINE == 0)
     if few and far:
-        prefetching = rows // MACHINE.tile_rows
+        prefetching = rows // tall
     requests = stack_memory(REQUESTS_BYTES)
     # Positions are pixels, one behind the other.
     pointwise = _has_lone_pixels(p) and p.step_y == 1 and p.step_x == 1
@@ -315,7 +313,7 @@ def correlate_part(task, part, parts):
         for t in range(tiles.parts):
             high = length_of(tiles, t)
             if few and far:
-                high = min(MACHINE.tile_rows, rows - t * MACHINE.tile_rows)
+                high = min(tall, rows - t * tall)
             for i in range(high):
                 store(a_places + i * 8, run_start(p, tap, spread) + channel * size)
                 row = tap * p.channels + first_channel + channel
@@ -353,7 +351,7 @@ def correlate_part(task, part, parts):
                 register_tile(
                     alpha, high, panel.columns, lines, line_places, p.columns,
                     a_places, p.step_x * spread.pixel, b, b_row, c_places,
-                    requests, requests_end, line > begin, 0,
+                    requests, requests_end, line > begin, 0, 1,
                 )  # fmt: skip
         line += lines
         if line == end:

@@ -15,15 +15,16 @@ from numba.core import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-__all__ = ["MACHINE", "Machine", "bytes_of", "itemsize", "lanes", "vector_type"]
+__all__ = ["MACHINE", "WIDEST", "Machine", "bytes_of", "itemsize", "lanes", "vector_type"]
 
 
 class Machine(NamedTuple):
-    """A register file and the tile of C that fits in it.
+    """A register file and the tiles of C that fit in it.
 
     The tile of `tile_rows` x `tile_vectors` accumulators, one row of B and one broadcast element
     of A must fit the registers together: 8 x 3 + 3 + 1 = 28 of 32, 6 x 2 + 2 + 1 = 15 of 16. Where
-    an element of A takes a register to be broadcast, several of them must: 7 x 3 + 3 + 7 = 31.
+    an element of A takes a register to be broadcast, several of them must: 7 x 3 + 3 + 7 = 31. So
+    must the tile of `wide_rows` and a register more: 6 x 4 + 4 + 1 = 29, 4 x 3 + 3 + 1 = 16.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Machine(NamedTuple):
     vector_bytes: int
     tile_rows: int
     tile_vectors: int
+    wide_rows: int
     permute: str | None
     """LLVM intrinsic that permutes the 32-bit words of a vector by a vector of positions."""
     masked_stores: bool
@@ -38,10 +40,10 @@ class Machine(NamedTuple):
     take a dozen cycles; NEON and plain x86 have no such store, and do it lane by lane."""
 
 
-_AVX512 = Machine("AVX-512", 32, 64, 8, 3, "llvm.x86.avx512.permvar.sf.512", True)
-_AVX2 = Machine("AVX2", 16, 32, 6, 2, "llvm.x86.avx2.permps", True)
-_NEON = Machine("NEON", 32, 16, 7, 3, None, False)
-_PLAIN = Machine("plain", 16, 16, 6, 2, None, False)
+_AVX512 = Machine("AVX-512", 32, 64, 8, 3, 6, "llvm.x86.avx512.permvar.sf.512", True)
+_AVX2 = Machine("AVX2", 16, 32, 6, 2, 4, "llvm.x86.avx2.permps", True)
+_NEON = Machine("NEON", 32, 16, 7, 3, 5, None, False)
+_PLAIN = Machine("plain", 16, 16, 6, 2, 4, None, False)
 
 _PROBE = """
 target triple = "{triple}"
@@ -75,6 +77,8 @@ def _probe() -> Machine:
 
 
 MACHINE = _probe()
+WIDEST = MACHINE.tile_vectors + 1
+"""Registers of the tile that has `wide_rows`."""
 
 
 def itemsize(element: types.Float) -> int:

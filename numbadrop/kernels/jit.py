@@ -31,8 +31,9 @@ __all__ = [
     "sources_stamp",
 ]
 
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
-"""Without the interpreter lock; division without a zero check, which would branch in every loop."""
+_OPTIONS = {"nogil": True, "error_model": "numpy", "no_rewrites": True}
+"""Without the interpreter lock; division without a zero check, which would branch in every loop;
+and without a search for array expressions, of which kernels have none, in each function."""
 
 _TRIED = (0, 68)
 """The newest Numba whose machine code is known to need no more than its runtime when it is loaded:

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vector_type
+from numbadrop.kernels.elements import MACHINE, WIDEST, bytes_of, itemsize, lanes, vector_type
 from numbadrop.kernels.jit import inlined, inner
 from numbadrop.kernels.memory import align, clear_bytes, load, pointer, store
 from numbadrop.kernels.windows import (
@@ -33,7 +33,7 @@ __all__ = ["MOST_UNITS", "WORKSPACE_BYTES", "Matrix", "pack", "pack_piece", "wor
 
 MOST_UNITS = 64
 """Units, or registers, for which windows are found at a time; no panel is wider."""
-assert MACHINE.tile_vectors * WORDS <= MOST_UNITS
+assert WIDEST * WORDS <= MOST_UNITS
 _SQUARE_BYTES = WORDS * MACHINE.vector_bytes
 WORKSPACE_BYTES = windows_bytes.py_func(MOST_UNITS) + _SQUARE_BYTES
 """What packing needs beside the panel."""
@@ -199,7 +199,7 @@ def pack_piece(alpha, panel, pitch, b, k0, depth, j0, columns, by_columns, work)
     if by_columns:
         b = Matrix(b.address, b.cols, b.rows)
         k0, depth, j0, columns = j0, columns, k0, depth
-    most = MACHINE.tile_vectors * lanes(alpha)
+    most = WIDEST * lanes(alpha)
     for j in range(0, columns, most):
         pack(
             alpha, panel + j * bytes_of(alpha), pitch, b, k0, depth, j0 + j,

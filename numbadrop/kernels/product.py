@@ -301,7 +301,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
     # Loop 1: rows of A and C, a group at a time.
     for m in range(cut.groups.parts):
         group = group_of(cut, i_first, m, tall)
-        prefetching = full_parts(group.tiles)
+        prefetching = full_parts(group.tiles, MACHINE.tile_rows)
         # Loop 2: depth of A and B, a block at a time.
         for n in range(cut.blocks.parts):
             begun, last = n > 0 and not scatter, n == cut.blocks.parts - 1
@@ -360,7 +360,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     else:
                         register_tile(
                             alpha, high, columns, 1, one_run, depth, a_places, a_rows.depth,
-                            b_panel, b_row, sums, requests, requests_end, begun, 0,
+                            b_panel, b_row, sums, requests, requests_end, begun, 0, 0,
                         )  # fmt: skip
                     if finish and (last or scatter):
                         results = edge_places if scatter else c_places

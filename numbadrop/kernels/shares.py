@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numbadrop.kernels.elements import MACHINE
 from numbadrop.kernels.jit import inner
 
 __all__ = ["Split", "begin_of", "fewest_parts", "full_parts", "length_of", "share", "split"]
@@ -47,11 +46,11 @@ def length_of(parts, number):
 
 
 @inner
-def full_parts(parts):
-    """Return how many parts, the first ones, are tiles of the greatest height."""
-    if parts.least == MACHINE.tile_rows:
+def full_parts(parts, most):
+    """Return how many parts, the first ones, have as many as `most`, the most that one may have."""
+    if parts.least == most:
         return parts.parts
-    return parts.longer if parts.least + 1 == MACHINE.tile_rows else 0
+    return parts.longer if parts.least + 1 == most else 0
 
 
 @inner

@@ -95,12 +95,6 @@ def _take_parts(shared, number, own, parts):
             atomic_add(shared + _DONE, 1)
 
 
-def _look(times):
-    """Wait as long as so many looks for work take."""
-    for _ in range(times):
-        relax()
-
-
 def _serve(shared, own, parts, patience):
     """Work until so many looks in a row have found no new task, then count as asleep."""
     seen = -1
@@ -149,7 +143,6 @@ def _work_alone(kernel, task):
 
 
 class _Native(NamedTuple):
-    look: Any
     serve: Any
     wake: Any
     work_alone: Any
@@ -165,7 +158,6 @@ def _alone() -> Any:
 def _native() -> _Native:
     i64 = types.int64
     return _Native(
-        native_function(_look, types.void(i64)),
         native_function(_serve, types.void(i64, i64, i64, i64)),
         native_function(_wake, types.int64(i64)),
         _alone(),
@@ -197,7 +189,6 @@ class _Crew:
     def __init__(self, parts: int) -> None:
         self._parts = parts
         self.native = _native()
-        self._patience = self._looks_in(_PATIENCE)
         self.in_use = threading.Lock()
         # Not a semaphore: that is Python code, which a signal handler's exception can leave with
         # its lock held for ever.
@@ -206,6 +197,7 @@ class _Crew:
         self._memory = np.zeros(_TAKEN + (parts + 1) * CACHE_LINE, np.uint8)
         self._shared = self._memory.ctypes.data + -self._memory.ctypes.data % CACHE_LINE
         self._asleep = ctypes.c_int64.from_address(self._shared + _ASLEEP)
+        self._patience = self._looks_in(_PATIENCE)
         self._cpus: dict[int, int] = {}
         """By the native id of a helper that sleeps: the CPU on which it fell asleep."""
         self._threads = [
@@ -221,8 +213,9 @@ class _Crew:
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            self.native.look(looks)
+            self.native.serve(self._shared, 0, 0, looks)  # There is nothing to do yet.
             times.append(time.perf_counter() - start)
+        self.native.wake(self._shared)
         return int(looks * seconds / min(times))
 
     def _work(self, own: int) -> None:

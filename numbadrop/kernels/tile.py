@@ -9,10 +9,12 @@ Rows of A and C may lie anywhere. The depth of A comes in runs, which may lie an
 for all rows: a matrix is one run, the patches of an image have one for each row of the kernel.
 
 Every height from 1 to `MACHINE.tile_rows` and every width from 1 to `MACHINE.tile_vectors` is a
-function of its own, so that no product is ever computed for rows that are not there. Those of the
-greatest height come twice: the second prefetches memory that is needed soon (`prefetch`), a request
-in each step of its loop, which costs a product that needs none a fiftieth of its time, and with
-AVX2 a twentieth. Where a register is added to in two turns, there are some of half a register, too.
+function of its own, so that no product is ever computed for rows that are not there; so are those
+that are a register wider and have less rows, for columns that would fill two half-empty tiles.
+Those of the greatest height come twice: the second prefetches memory that is needed soon
+(`prefetch`), a request in each step of its loop, which costs a product that needs none a fiftieth
+of its time, and with AVX2 a twentieth. Where a register is added to in two turns, there are some of
+half a register, too.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from numbadrop.kernels.elements import MACHINE, itemsize, vector_type
+from numbadrop.kernels.elements import MACHINE, WIDEST, itemsize, vector_type
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
@@ -37,12 +39,18 @@ from numbadrop.kernels.memory import (
     spread,
 )
 
-__all__ = ["register_tile", "request_bytes"]
+__all__ = ["most_rows", "register_tile", "request_bytes"]
 
 _I64 = ir.IntType(64)
 _POINTER = ir.PointerType()
 _HALVED_BYTES = 64
 """Many CPUs take two turns for a multiply-add of such a register, and one for half of it."""
+
+
+@inner
+def most_rows(vectors):
+    """Return how many rows a tile of this width has at most."""
+    return MACHINE.wide_rows if vectors == WIDEST else MACHINE.tile_rows
 
 
 @inner
@@ -243,7 +251,7 @@ def _tile_function(
 def register_tile(
     typingctx: Any, alpha: Any, rows: Any, columns: Any, runs: Any, run_starts: Any, depth: Any,
     a_rows: Any, a_depth: Any, b: Any, b_row: Any, c_rows: Any, requests: Any,
-    requests_end: Any, accumulate: Any, nearest: Any,
+    requests_end: Any, accumulate: Any, nearest: Any, wide: Any,
 ) -> Any:  # fmt: skip
     """Multiply `rows` rows of A by `columns` columns of B, read as whole vectors, into C.
 
@@ -256,18 +264,19 @@ def register_tile(
     each two of a run's depth, as far as it comes, and for the last one again from there on; other
     tiles, and those of half a register, do not. `nearest`, a constant, says that it is the very
     next tile that needs all this: 1, or 0. Then what a tile that asks writes should be among the
-    requests, its own or those of the tile before; else it asks for that by itself. A height or
-    width that was not generated ends the process at once: it must never be skipped in silence.
+    requests, its own or those of the tile before; else it asks for that by itself. `wide`, a
+    constant too, says that tiles of `WIDEST` registers are generated as well. A height or width
+    that was not generated ends the process at once: it must never be skipped in silence.
     """
     i64 = types.int64
-    if not isinstance(nearest, types.IntegerLiteral):
+    if not all(isinstance(constant, types.IntegerLiteral) for constant in (nearest, wide)):
         return None
-    to_nearest = bool(nearest.literal_value)
+    to_nearest, widest = bool(nearest.literal_value), MACHINE.tile_vectors + wide.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (
             _, rows, columns, runs, run_starts, depth, a_rows, a_depth, b, b_row, c_rows, requests,
-            requests_end, accumulate, _,
+            requests_end, accumulate, _, _,
         ) = args  # fmt: skip
         arguments = [
             runs, pointer(builder, run_starts), depth, pointer(builder, a_rows), a_depth,
@@ -278,19 +287,27 @@ def register_tile(
         vectors = builder.sdiv(builder.add(columns, _I64(count - 1)), _I64(count))
         # Each in a half of the word, so that no other height and width give the same number.
         number = builder.xor(builder.shl(rows, _I64(32)), vectors)
+        heights = {across: most_rows.py_func(across) for across in range(1, widest + 1)}
         cases = {
-            (high << 32) ^ wide: _tile_function(builder.module, alpha, high, wide)
-            for high in range(1, MACHINE.tile_rows + 1)
-            for wide in range(1, MACHINE.tile_vectors + 1)
+            (high << 32) ^ across: _tile_function(builder.module, alpha, high, across)
+            for across, most in heights.items()
+            for high in range(1, most + 1)
         }
         prefetches = builder.and_(
             builder.icmp_signed("<", requests, requests_end),
-            builder.icmp_signed("==", rows, _I64(MACHINE.tile_rows)),
-        )
+            builder.icmp_signed(
+                "==", rows,
+                builder.select(
+                    builder.icmp_signed("==", vectors, _I64(WIDEST)),
+                    _I64(MACHINE.wide_rows),
+                    _I64(MACHINE.tile_rows),
+                ),
+            ),
+        )  # fmt: skip
         number = builder.xor(number, builder.shl(builder.zext(prefetches, _I64), _I64(62)))
-        for wide in range(1, MACHINE.tile_vectors + 1):
-            cases[(1 << 62) ^ (MACHINE.tile_rows << 32) ^ wide] = _tile_function(
-                builder.module, alpha, MACHINE.tile_rows, wide, prefetches=True, nearest=to_nearest
+        for across, most in heights.items():
+            cases[(1 << 62) ^ (most << 32) ^ across] = _tile_function(
+                builder.module, alpha, most, across, prefetches=True, nearest=to_nearest
             )
         if MACHINE.vector_bytes >= _HALVED_BYTES:
             half = builder.and_(
@@ -308,6 +325,6 @@ def register_tile(
         return context.get_dummy_value()
 
     return (
-        types.void(alpha, *12 * (i64,), types.boolean, nearest),
+        types.void(alpha, *12 * (i64,), types.boolean, nearest, wide),
         codegen,
     )

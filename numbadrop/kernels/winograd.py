@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numbadrop.kernels.blocking import panel_of, panels_of
+from numbadrop.kernels.blocking import panel_of, panel_row, panels_of, tile_rows
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain
 from numbadrop.kernels.geometry import Taps
@@ -187,10 +187,9 @@ def transform_part(task, part, parts):
         return
     size = bytes_of(alpha)
     wide = lanes(alpha)
-    width = MACHINE.tile_vectors * wide
-    panels = panels_of(alpha, cols)
+    panels = panels_of(alpha, cols, 1)
     work = workspace(stack_memory(WORKSPACE_BYTES))
-    tap_bytes = (_DEEP + wide) * width * size + CACHE_LINE
+    tap_bytes = (_DEEP + wide) * panel_row(panels) + CACHE_LINE
     # Nine taps; one that belongs to another piece; and an element that is zero.
     taps_memory = np.zeros(11 * tap_bytes + CACHE_LINE, np.uint8)
     taps = align(address_in(taps_memory), CACHE_LINE)
@@ -249,11 +248,11 @@ def convolve_part(task, part, parts):
         return
     finish = not is_plain(epilogue, bias)
     size = bytes_of(alpha)
-    panels = panels_of(alpha, cols)
+    panels = panels_of(alpha, cols, 1)
     v_row = align(p.channels * size, CACHE_LINE) + CACHE_LINE
     most = max(_BLOCK_BYTES // (16 * v_row), _LEAST_SQUARES)
     most = min(max(most, _LEAST_LINES * (pieces.down - 1) * results.along), end - begin)
-    m_row = MACHINE.tile_vectors * MACHINE.vector_bytes
+    m_row = panel_row(panels)
     v_step, m_step = _apart(most_pixel_squares(p, most) * v_row), _apart(most * m_row)
     block_memory = np.empty(16 * (v_step + m_step) + CACHE_LINE, np.uint8)
     v = align(address_in(block_memory), CACHE_LINE)
@@ -290,7 +289,7 @@ def convolve_part(task, part, parts):
                 2 * y, 2 * x, np.int64(0),
             )  # fmt: skip
             image, y, x = place_after(results, image, y, x)
-        tiles = fewest_parts(count, MACHINE.tile_rows)
+        tiles = fewest_parts(count, tile_rows(panels))
         # Loop 2: columns, a panel at a time.
         for n in range(panels.parts):
             j0, columns, vectors = panel_of(alpha, panels, cols, n)
@@ -309,7 +308,7 @@ def convolve_part(task, part, parts):
                     list_places(c_places, m + q * m_step + r0 * m_row, m_row)
                     register_tile(
                         alpha, high, filled, some.down * some.along, run_starts, p.channels,
-                        a_places, size, b, row, c_places, 0, 0, False, 0,
+                        a_places, size, b, row, c_places, 0, 0, False, 0, 1,
                     )  # fmt: skip
                 b += some.down * some.along * matrix
             list_rows(sums, m, m_step, 16)
@@ -354,7 +353,7 @@ def correlate_part(task, part, parts):
     pieces, pixels = kernel_pieces(p.reach_y, p.reach_x), pixel_squares(p)
     results = result_squares(p)
     squares = p.batch * results.down * results.along
-    panels = panels_of(alpha, columns)
+    panels = panels_of(alpha, columns, 1)
     # What meets one piece lies side by side along a line of an image. Other pieces meet some more
     # behind it: then the depth comes in lines, and stretches and blocks are whole ones.
     several = pieces.down * pieces.along > 1
@@ -384,7 +383,7 @@ def correlate_part(task, part, parts):
     gradients = address_in(table_memory)
     run_starts = gradients + 8 * 16
     list_rows(gradients, y, y_step, 16)
-    tiles = fewest_parts(channels, MACHINE.tile_rows)
+    tiles = fewest_parts(channels, tile_rows(panels))
     g_line = p.columns * cols * size
 
     # Loop 1: squares of results, which are the depth, a block at a time.
@@ -429,7 +428,7 @@ def correlate_part(task, part, parts):
                         register_tile(
                             alpha, high, panel.vectors * wide, runs, run_starts, count // runs,
                             a_places, v_row, y + q * y_step + at, y_row, c_places, 0, 0,
-                            first > begin, 0,
+                            first > begin, 0, 1,
                         )  # fmt: skip
                 sums_here += sum_step
         first += count
