@@ -16,18 +16,26 @@ from numba.core import types
 
 from numbadrop.kernels import elements, tile
 from numbadrop.kernels.elements import MACHINE, WIDEST
-from numbadrop.kernels.tile import most_rows, register_tile
+from numbadrop.kernels.tile import NEAREST, WHOLE, WIDE, most_rows, register_tile
 
 
-@numba.njit
-def run_tile(
-    alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate,
-    requests=0, requests_end=0,
-):  # fmt: skip
-    register_tile(
-        alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, requests,
-        requests_end, accumulate, 0, 1,
-    )  # fmt: skip
+def tile_of(kind):
+    """Return a function for Python of the tiles of a kind."""
+
+    @numba.njit
+    def run_tile(
+        alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, accumulate,
+        requests=0, requests_end=0,
+    ):  # fmt: skip
+        register_tile(
+            alpha, rows, columns, runs, run_starts, depth, a, a_depth, b, b_row, c, requests,
+            requests_end, accumulate, kind,
+        )  # fmt: skip
+
+    return run_tile
+
+
+run_tile = tile_of(WIDE)
 
 
 def table(*numbers):
@@ -35,17 +43,19 @@ def table(*numbers):
     return np.array(numbers, np.int64)
 
 
+@pytest.mark.parametrize("kind", [0, WIDE, NEAREST | WIDE, WIDE | WHOLE])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_variant(dtype):
+def test_every_variant(dtype, kind):
+    run_tile = tile_of(kind)
     rng = np.random.default_rng(0)
     lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
     # A last register that is full, lacks a lane, is half full, or has no more than one.
     sizes = sorted(
         {
             (height, vectors * lanes - missing)
-            for vectors in range(1, WIDEST + 1)
+            for vectors in range(1, WIDEST + bool(kind & WIDE))
             for height in range(1, most_rows.py_func(vectors) + 1)
-            for missing in (0, 1, lanes // 2, lanes - 1)
+            for missing in ((0,) if kind & WHOLE else (0, 1, lanes // 2, lanes - 1))
         }
     )
     # Addresses of nothing: to ask for them is no error.

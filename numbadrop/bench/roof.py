@@ -29,7 +29,7 @@ def _tiles(alpha, panel, a, c, depth, repeats):
         register_tile(
             alpha, MACHINE.tile_rows, MACHINE.tile_vectors * lanes(alpha), 1, behind, depth,
             at, 8, panel, MACHINE.tile_vectors * MACHINE.vector_bytes,
-            at + 8 * MACHINE.tile_rows, 0, 0, places[-1] != 0, 0, 0,
+            at + 8 * MACHINE.tile_rows, 0, 0, places[-1] != 0, 0,
         )  # fmt: skip
 
 

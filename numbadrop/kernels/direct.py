@@ -40,11 +40,12 @@ from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, shift_pl
 from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
 from numbadrop.kernels.shares import begin_of, fewest_parts, full_parts, length_of, share, split
 from numbadrop.kernels.stretches import evenly, longest, part_of_gradient
-from numbadrop.kernels.tile import register_tile, request_bytes
+from numbadrop.kernels.tile import NEAREST, WIDE, register_tile, request_bytes
 from numbadrop.kernels.windows import Axis
 
 __all__ = ["convolve_part", "correlate_part"]
 
+_NEAR_TILES = NEAREST | WIDE
 _PACKED_BYTES = 1 << 20
 """Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
 _BAND_BYTES, _LONG_BAND_BYTES = 1 << 18, 1 << 19
@@ -217,7 +218,7 @@ def convolve_part(task, part, parts):
                         register_tile(
                             alpha, high, columns, p.runs, run_starts, p.run_pixels * p.channels,
                             a_places, size, b_panel, vectors * MACHINE.vector_bytes,
-                            c_places, requests, requests_end, False, 1, 1,
+                            c_places, requests, requests_end, False, _NEAR_TILES,
                         )  # fmt: skip
                     if finish:
                         biases_here = biases + at * widest_row
@@ -351,7 +352,7 @@ def correlate_part(task, part, parts):
                 register_tile(
                     alpha, high, panel.columns, lines, line_places, p.columns,
                     a_places, p.step_x * spread.pixel, b, b_row, c_places,
-                    requests, requests_end, line > begin, 0, 1,
+                    requests, requests_end, line > begin, WIDE,
                 )  # fmt: skip
         line += lines
         if line == end:

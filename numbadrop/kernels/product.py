@@ -360,7 +360,7 @@ def multiply(product, i_first, i_last, j_first, j_last):
                     else:
                         register_tile(
                             alpha, high, columns, 1, one_run, depth, a_places, a_rows.depth,
-                            b_panel, b_row, sums, requests, requests_end, begun, 0, 0,
+                            b_panel, b_row, sums, requests, requests_end, begun, 0,
                         )  # fmt: skip
                     if finish and (last or scatter):
                         results = edge_places if scatter else c_places

@@ -39,12 +39,21 @@ from numbadrop.kernels.memory import (
     spread,
 )
 
-__all__ = ["most_rows", "register_tile", "request_bytes"]
+__all__ = ["NEAREST", "WHOLE", "WIDE", "most_rows", "register_tile", "request_bytes"]
 
 _I64 = ir.IntType(64)
 _POINTER = ir.PointerType()
 _HALVED_BYTES = 64
 """Many CPUs take two turns for a multiply-add of such a register, and one for half of it."""
+
+# What a caller says of all its tiles, so that no others are compiled for it.
+NEAREST = 1
+"""It is the very next tile that needs what is prefetched. What a tile that prefetches writes should
+then be among the requests, its own or those of the tile before; else it asks for that by itself."""
+WIDE = 2
+"""There are tiles of `WIDEST` registers, too."""
+WHOLE = 4
+"""Columns fill whole registers, and nothing is prefetched."""
 
 
 @inner
@@ -70,14 +79,15 @@ def _steps_a_turn(prefetches: bool) -> int:
 
 def _tile_function(
     module: ir.Module, element: types.Float, rows: int, vectors: int,
-    prefetches: bool = False, half: bool = False, nearest: bool = False,
+    prefetches: bool = False, half: bool = False, kind: int = 0,
 ) -> ir.Function:  # fmt: skip
     """Define, once in a module, the tile of `rows` x `vectors`, or of `half` of a single vector.
 
-    In a module, all that prefetch do so to the `nearest` cache, or none.
+    In a module, all are of one `kind`.
     """
-    kind = ("_prefetches" if prefetches else "") + ("_half" if half else "")
-    name = f"numbadrop_tile_{element}_{rows}x{vectors}{kind}"
+    nearest, whole = bool(kind & NEAREST), bool(kind & WHOLE)
+    name = f"numbadrop_tile_{element}_{rows}x{vectors}"
+    name += ("_prefetches" if prefetches else "") + ("_half" if half else "")
     if name in module.globals:
         return module.globals[name]
     numbered = [_I64, _POINTER]
@@ -96,6 +106,8 @@ def _tile_function(
     vector = vector_type(element)
     if half:
         vector = ir.VectorType(vector.element, vector.count // 2)
+    if whole:
+        columns = ir.Constant(_I64, vectors * vector.count)
     byte = ir.IntType(8)
     fma = module.declare_intrinsic(
         f"llvm.fmuladd.v{vector.count}f{element.bitwidth}",
@@ -128,7 +140,7 @@ def _tile_function(
     tiles = [(r, v) for r in range(rows) for v in range(vectors)]
     c_at = {(r, v): at(entry, c_rows[r], v * MACHINE.vector_bytes) for r, v in tiles}
     steps = _steps_a_turn(prefetches)
-    whole = entry.sub(depth, entry.urem(depth, _I64(steps)))
+    whole_turns = entry.sub(depth, entry.urem(depth, _I64(steps)))
     last_request = entry.gep(requests_end, [_I64(-1)], source_etype=_POINTER)
     # What will be written comes into the cache while sums are made, and nobody waits for it; also
     # the last line of a row that begins within one.
@@ -207,7 +219,7 @@ def _tile_function(
         state = loop(head, body, end_run.block, depth, steps, begin_run.block, state)
     else:
         tail_head, tail = block("tail_head"), block("tail")
-        state = loop(head, body, tail_head.block, whole, steps, begin_run.block, state)
+        state = loop(head, body, tail_head.block, whole_turns, steps, begin_run.block, state)
         state = loop(tail_head, tail, end_run.block, depth, 1, head.block, state)
     _, _, b_end, request_end, new_sums = state
     number.add_incoming(end_run.add(number, _I64(1)), end_run.block)
@@ -251,7 +263,7 @@ def _tile_function(
 def register_tile(
     typingctx: Any, alpha: Any, rows: Any, columns: Any, runs: Any, run_starts: Any, depth: Any,
     a_rows: Any, a_depth: Any, b: Any, b_row: Any, c_rows: Any, requests: Any,
-    requests_end: Any, accumulate: Any, nearest: Any, wide: Any,
+    requests_end: Any, accumulate: Any, kind: Any,
 ) -> Any:  # fmt: skip
     """Multiply `rows` rows of A by `columns` columns of B, read as whole vectors, into C.
 
@@ -262,21 +274,20 @@ def register_tile(
     `requests` to before `requests_end`, of which there may be none, are of memory to prefetch, each
     of `request_bytes`, and any will do. A tile of the greatest height asks for the next ones for
     each two of a run's depth, as far as it comes, and for the last one again from there on; other
-    tiles, and those of half a register, do not. `nearest`, a constant, says that it is the very
-    next tile that needs all this: 1, or 0. Then what a tile that asks writes should be among the
-    requests, its own or those of the tile before; else it asks for that by itself. `wide`, a
-    constant too, says that tiles of `WIDEST` registers are generated as well. A height or width
-    that was not generated ends the process at once: it must never be skipped in silence.
+    tiles, and those of half a register, do not. `kind`, a constant, is 0 or a sum of `NEAREST`,
+    `WIDE` and `WHOLE`. A height or width that was not generated ends the process at once: it must
+    never be skipped in silence.
     """
     i64 = types.int64
-    if not all(isinstance(constant, types.IntegerLiteral) for constant in (nearest, wide)):
+    if not isinstance(kind, types.IntegerLiteral):
         return None
-    to_nearest, widest = bool(nearest.literal_value), MACHINE.tile_vectors + wide.literal_value
+    wide, whole = bool(kind.literal_value & WIDE), bool(kind.literal_value & WHOLE)
+    widest = WIDEST if wide else MACHINE.tile_vectors
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (
             _, rows, columns, runs, run_starts, depth, a_rows, a_depth, b, b_row, c_rows, requests,
-            requests_end, accumulate, _, _,
+            requests_end, accumulate, _,
         ) = args  # fmt: skip
         arguments = [
             runs, pointer(builder, run_starts), depth, pointer(builder, a_rows), a_depth,
@@ -288,28 +299,30 @@ def register_tile(
         # Each in a half of the word, so that no other height and width give the same number.
         number = builder.xor(builder.shl(rows, _I64(32)), vectors)
         heights = {across: most_rows.py_func(across) for across in range(1, widest + 1)}
+
+        def tile(high: int, across: int, prefetches: bool = False, half: bool = False) -> Any:
+            flags = prefetches, half, kind.literal_value
+            return _tile_function(builder.module, alpha, high, across, *flags)
+
         cases = {
-            (high << 32) ^ across: _tile_function(builder.module, alpha, high, across)
+            (high << 32) ^ across: tile(high, across)
             for across, most in heights.items()
             for high in range(1, most + 1)
         }
-        prefetches = builder.and_(
-            builder.icmp_signed("<", requests, requests_end),
-            builder.icmp_signed(
-                "==", rows,
-                builder.select(
-                    builder.icmp_signed("==", vectors, _I64(WIDEST)),
-                    _I64(MACHINE.wide_rows),
-                    _I64(MACHINE.tile_rows),
-                ),
-            ),
-        )  # fmt: skip
-        number = builder.xor(number, builder.shl(builder.zext(prefetches, _I64), _I64(62)))
-        for across, most in heights.items():
-            cases[(1 << 62) ^ (most << 32) ^ across] = _tile_function(
-                builder.module, alpha, most, across, prefetches=True, nearest=to_nearest
+        if not whole:
+            tallest = builder.select(
+                builder.icmp_signed("==", vectors, _I64(WIDEST)),
+                _I64(MACHINE.wide_rows),
+                _I64(MACHINE.tile_rows),
             )
-        if MACHINE.vector_bytes >= _HALVED_BYTES:
+            prefetches = builder.and_(
+                builder.icmp_signed("<", requests, requests_end),
+                builder.icmp_signed("==", rows, tallest),
+            )
+            number = builder.xor(number, builder.shl(builder.zext(prefetches, _I64), _I64(62)))
+            for across, most in heights.items():
+                cases[(1 << 62) ^ (most << 32) ^ across] = tile(most, across, prefetches=True)
+        if MACHINE.vector_bytes >= _HALVED_BYTES and not whole:
             half = builder.and_(
                 builder.icmp_signed(">", columns, _I64(0)),
                 builder.icmp_signed("<=", columns, _I64(count // 2)),
@@ -318,13 +331,11 @@ def register_tile(
                 half, builder.xor(builder.shl(rows, _I64(32)), _I64(1 << 61)), number
             )
             for high in range(1, MACHINE.tile_rows + 1):
-                cases[(1 << 61) ^ (high << 32)] = _tile_function(
-                    builder.module, alpha, high, 1, half=True
-                )
+                cases[(1 << 61) ^ (high << 32)] = tile(high, 1, half=True)
         call_case(builder, number, cases, arguments)
         return context.get_dummy_value()
 
     return (
-        types.void(alpha, *12 * (i64,), types.boolean, nearest, wide),
+        types.void(alpha, *12 * (i64,), types.boolean, kind),
         codegen,
     )

@@ -59,7 +59,7 @@ from numbadrop.kernels.squares import (
     result_squares,
 )
 from numbadrop.kernels.stretches import evenly, longest, part_of_gradient
-from numbadrop.kernels.tile import register_tile
+from numbadrop.kernels.tile import WHOLE, WIDE, register_tile
 
 __all__ = [
     "convolve_part", "correlate_part", "long_stretches", "matrices_elements", "pays",
@@ -83,6 +83,7 @@ and where it takes so many times fewer multiplications, it is faster than the di
 (measured)."""
 _BEYOND_BYTES = 1 << 19
 """Most bytes of transformed lines that larger kernels need beyond those of a block of squares."""
+_TILES = WIDE | WHOLE
 _BLOCK_BYTES = 1 << 17
 """About the bytes of squares that are transformed at a time: they must stay in the second cache,
 together with those of the products."""
@@ -308,7 +309,7 @@ def convolve_part(task, part, parts):
                     list_places(c_places, m + q * m_step + r0 * m_row, m_row)
                     register_tile(
                         alpha, high, filled, some.down * some.along, run_starts, p.channels,
-                        a_places, size, b, row, c_places, 0, 0, False, 0, 1,
+                        a_places, size, b, row, c_places, 0, 0, False, _TILES,
                     )  # fmt: skip
                 b += some.down * some.along * matrix
             list_rows(sums, m, m_step, 16)
@@ -428,7 +429,7 @@ def correlate_part(task, part, parts):
                         register_tile(
                             alpha, high, panel.vectors * wide, runs, run_starts, count // runs,
                             a_places, v_row, y + q * y_step + at, y_row, c_places, 0, 0,
-                            first > begin, 0, 1,
+                            first > begin, _TILES,
                         )  # fmt: skip
                 sums_here += sum_step
         first += count
