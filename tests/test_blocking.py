@@ -10,6 +10,7 @@ from numbadrop.kernels.blocking import (
     _DEPTH_BLOCK,
     _GROUP_BYTES,
     _STRIPS_BYTES,
+    _WALKED_BYTES,
     cut_up,
     group_of,
     panel_of,
@@ -28,8 +29,8 @@ def parts_of(total, most):
 
 
 @numba.njit
-def panels(alpha, columns, wide):
-    parts = panels_of(alpha, columns, wide)
+def panels(alpha, columns, widest):
+    parts = panels_of(alpha, columns, widest)
     return [panel_of(alpha, parts, columns, n) for n in range(parts.parts)]
 
 
@@ -72,14 +73,14 @@ def test_the_fewest_parts_cover_everything_once(most):
         assert len(parts) == -(-total // most)
 
 
-@pytest.mark.parametrize("wide", [0, 1])
+@pytest.mark.parametrize("widest", [0, 1])
 @pytest.mark.parametrize("alpha", [np.float32(1), np.float64(1)])
-def test_panels_are_whole_registers_but_for_the_last_one(alpha, wide):
+def test_panels_are_whole_registers_but_for_the_last_one(alpha, widest):
     lanes = MACHINE.vector_bytes // alpha.itemsize
     for columns in range(1, 9 * lanes + 2):
-        found = panels(alpha, columns, wide)
+        found = panels(alpha, columns, widest)
         assert sum(panel.columns for panel in found) == columns
-        if wide and -(-columns // lanes) == WIDEST:
+        if widest and -(-columns // lanes) == WIDEST:
             assert len(found) == 1
             continue
         assert max(panel.vectors for panel in found) <= MACHINE.tile_vectors
@@ -92,20 +93,21 @@ def test_panels_are_whole_registers_but_for_the_last_one(alpha, wide):
 
 @pytest.mark.parametrize(
     ("rows", "depth", "columns"),
-    [(1, 1, 1), (7, 0, 5), (3000, 1025, 100), (5000, 512, 10), (5000, 700, 10), (900, 3000, 500)],
+    [(1, 1, 1), (7, 0, 5), (3000, 1025, 200), (5000, 512, 10), (5000, 700, 10), (900, 3000, 500)],
 )
 @pytest.mark.parametrize("transposed", [False, True])
 def test_groups_blocks_and_panels(rows, depth, columns, transposed):
     alpha = np.float32(1)
     a = Strided(0, 4, 4 * rows) if transposed else Strided(0, 4 * depth, 4)
     cut, groups, pieces = groups_and_pieces(alpha, a, (rows, depth, columns), (3, 16))
-    assert transposed or not cut.packs_a
     most = _STRIPS_BYTES if cut.packs_a else _GROUP_BYTES
     tiles = [group.tiles for group in groups]
     heights = [(t.least * t.parts + t.longer) for t in tiles]
     assert_covers([(g.first, high) for g, high in zip(groups, heights, strict=True)], 3, 3 + rows)
     deep = max(piece.depth for piece in pieces)
     assert deep <= _DEPTH_BLOCK
+    walked = cut.panels.parts * deep * min(4 * rows, 4096)
+    assert cut.packs_a == (transposed and walked > _WALKED_BYTES)
     # One that nothing comes back to needs no group.
     if cut.panels.parts > 1 or cut.blocks.parts > 1:
         assert (max(heights) - 1) * deep * alpha.itemsize < most

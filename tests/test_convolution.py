@@ -34,7 +34,7 @@ from kernel_checks import (
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import convolution, direct, reference, stretches
-from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.elements import MACHINE, WIDEST
 from numbadrop.kernels.memory import CACHE_LINE
 
 every_convolution = pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -223,6 +223,11 @@ LARGE = {
     "wide": Convolution(2, (40, 40), (8, 400), (1, 2)),
     # Few tiles of rows that ask for the next band of a large G.
     "far": Convolution(2, (106, 105), (3, 100), (3, 3), padding=(1, 1)),
+    # The same by the widest tiles of AVX2 and of AVX-512.
+    **{
+        f"far, {columns} columns": Convolution(6, (60, 61), (3, columns), (3, 3), padding=(1, 1))
+        for columns in (24, 64)
+    },
 }  # fmt: skip
 
 
@@ -231,7 +236,7 @@ class TestLarge:
         of = LARGE["groups"]
         assert np.prod(of.kernel) * of.channels[0] * of.channels[1] * 4 > direct._PACKED_BYTES
         columns = -(-of.channels[1] // (MACHINE.vector_bytes // 4))
-        assert columns > 2 * MACHINE.tile_vectors
+        assert columns > 2 * WIDEST
         for name in ("bands, padded", "bands, in place", "bands, strided"):
             of = LARGE[name]
             columns = -(-of.channels[1] * 4 // MACHINE.vector_bytes) * MACHINE.vector_bytes
@@ -251,10 +256,12 @@ class TestLarge:
         assert lines_of_a_band(of, direct._LONG_BAND_BYTES) > of.batch * of.out_size[0]
         gradient_bytes = of.batch * np.prod(of.out_size) * of.channels[1] * 4
         assert gradient_bytes > 2 * direct._LONG_GRADIENT_BYTES
-        of = LARGE["far"]
-        assert of.batch * np.prod(of.out_size) * of.channels[1] * 4 > direct._FAR_BYTES
-        rows = np.prod(of.kernel) * of.channels[0]
-        assert MACHINE.tile_rows <= rows <= direct._FEW_TILES * MACHINE.tile_rows
+        for name in LARGE:
+            if name.startswith("far"):
+                of = LARGE[name]
+                assert of.batch * np.prod(of.out_size) * of.channels[1] * 4 > direct._FAR_BYTES
+                rows = np.prod(of.kernel) * of.channels[0]
+                assert MACHINE.tile_rows <= rows <= direct._FEW_ROWS
         # Stretches of several bands.
         for name, number in (("far", 8), ("wide", 8), ("groups", 1)):
             of = LARGE[name]
@@ -458,7 +465,7 @@ def test_every_part_of_a_gradient_is_somebody_s(number, channels):
 def test_positions_of_whole_cache_lines_give_the_same_bits():
     """Where G may be read as it lies, and where it begins elsewhere and is packed."""
     of = Convolution(3, (9, 8), (40, 32), (2, 3), padding=(1, 0))
-    assert np.prod(of.kernel) * of.channels[0] > direct._FEW_TILES * MACHINE.tile_rows
+    assert np.prod(of.kernel) * of.channels[0] > direct._FEW_ROWS
     x, g = convolution_operands("conv2d_at", np.float32, of, None, None, np.random.default_rng(0))
     memory = np.empty(g.size + 2 * CACHE_LINE, np.float32)
     begin = -memory.ctypes.data % CACHE_LINE // g.itemsize

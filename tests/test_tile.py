@@ -123,7 +123,8 @@ def test_a_variant_that_does_not_exist_ends_the_process():
 import os, resource
 import numpy as np
 from numbadrop.kernels.elements import MACHINE
-from test_tile import run_tile
+from test_tile import tile_of
+from numbadrop.kernels.tile import WIDE
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 memory = np.zeros(100_000, np.float32)
@@ -131,26 +132,29 @@ a, b, c = (memory[start:].ctypes.data for start in (0, 20_000, 60_000))
 a_rows, c_rows = a + 64 * np.arange(9), c + 1024 * np.arange(9)
 starts = np.zeros(1, np.int64)
 
-def run(rows, vectors):
+def run(run_tile, rows, vectors):
     places = [array.ctypes.data for array in (starts, a_rows, c_rows)]
     columns = vectors * (MACHINE.vector_bytes // 4)
     run_tile(np.float32(0), rows, columns, 1, places[0], 1, places[1], 4, b, 0, places[2], False)
 
-run(1, 1)
 high, wide = MACHINE.tile_rows, MACHINE.tile_vectors
-for rows, vectors in [
+sizes = [
     (0, 1), (1, 0), (0, 0), (high + 1, 1), (high + 1, wide), (MACHINE.wide_rows + 1, wide + 1),
     (high, wide + 1), (high + 1, wide + 1), (0, wide + 1), (0, wide + 2), (1, wide + 2), (2, -1),
     (-1, 1), (-1, 2 * wide + 3),
-]:
-    child = os.fork()
-    if child == 0:
-        os.close(2)  # no trace of the expected end
-        run(rows, vectors)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status):
-        print(f"{rows} x {vectors} returned")
+]
+for kind, missing in [(WIDE, sizes), (0, [*sizes, (1, wide + 1), (MACHINE.wide_rows, wide + 1)])]:
+    run_tile = tile_of(kind)
+    run(run_tile, 1, 1)
+    for rows, vectors in missing:
+        child = os.fork()
+        if child == 0:
+            os.close(2)  # no trace of the expected end
+            run(run_tile, rows, vectors)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            print(f"{rows} x {vectors} of kind {kind} returned")
 """
     assert answer("-c", program, env={"PYTHONFAULTHANDLER": None}) == ""
 
@@ -179,6 +183,7 @@ def blocks_for(source, cpu):
         (elements._AVX2, "x86_64-unknown-linux-gnu", "haswell", "vfmadd", r"\(%rsp"),
         (elements._AVX2, "x86_64-unknown-linux-gnu", "znver3", "vfmadd", r"\(%rsp"),
         (elements._AVX512, "x86_64-unknown-linux-gnu", "skylake-avx512", "vfmadd", r"\(%rsp"),
+        (elements._PLAIN, "x86_64-unknown-linux-gnu", "sandybridge", "vmulp", r"\(%rsp"),
     ],
 )  # fmt: skip
 def test_the_inner_loop_of_other_machines(

@@ -29,7 +29,7 @@ from test_convolution import LAYOUTS, OUT_LAYOUTS, placed, room
 
 from numbadrop import kernels
 from numbadrop.kernels import convolution, direct, patches, reference, task, winograd
-from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.elements import MACHINE, WIDEST
 from numbadrop.kernels.geometry import Geometry
 from numbadrop.kernels.squares import first_pixel_square, last_pixel_square, most_pixel_squares
 
@@ -151,7 +151,7 @@ class TestAgainstReference:
         assert squares * 16 * of.channels[0] * size > 4 * winograd._BLOCK_BYTES
         assert squares > 2 * winograd._LEAST_LINES * (of.kernel[0] // 2 - 1) * 17
         assert squares * 16 * sum(of.channels) * size > 2 * number * winograd._LONG_BLOCK_BYTES
-        assert of.channels[1] * size > MACHINE.tile_vectors * MACHINE.vector_bytes
+        assert of.channels[1] * size > WIDEST * MACHINE.vector_bytes
         rng = np.random.default_rng(0)
         operands = convolution_operands(name, dtype, of, None, None, rng, whole_numbers=True)
         left, right = (np.sign(a) * (abs(a) % 4) for a in operands)  # sums stay below 2**22

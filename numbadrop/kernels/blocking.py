@@ -24,10 +24,10 @@ _GROUP_BYTES, _STRIPS_BYTES = 1 << 20, 1 << 21
 MB for rows that are read where they lie. Strips are one stretch of memory, which is read ahead."""
 
 _PAGE_BYTES = 4096
-"""Of most systems; of one with larger pages, how far memory is read ahead."""
+"""To walk further with each element costs no more: it touches a page of its own in any case."""
 _WALKED_BYTES = 9 << 19
-"""Most bytes over which tiles walk along the depth, once for each panel, where no element touches
-more than a page: for more it takes less time to pack A first."""
+"""Most bytes over which tiles walk along the depth, once for each panel: for more it takes less
+time to pack A first."""
 
 
 class Panel(NamedTuple):
@@ -40,13 +40,13 @@ class Panel(NamedTuple):
 
 
 @inner
-def panels_of(alpha, columns, wide):
+def panels_of(alpha, columns, widest):
     """Return how the registers that so many columns fill are shared out to panels.
 
-    They are one if they fit the widest tile and there is one, which `wide` says.
+    Just `WIDEST` registers are one panel if `widest`, which says that the caller has such tiles.
     """
     vectors = (columns + lanes(alpha) - 1) // lanes(alpha)
-    if wide and vectors == WIDEST:
+    if widest and vectors == WIDEST:
         return split(vectors, 1)
     return fewest_parts(vectors, MACHINE.tile_vectors)
 

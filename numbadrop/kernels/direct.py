@@ -56,8 +56,8 @@ _LONG_GRADIENT_BYTES = 1 << 18
 _PIECES_BYTES = 2 * PLACES_BYTES
 """Of places that are listed a piece of a line at a time, each a whole table from there on."""
 
-_FEW_TILES = 6
-"""Up to so many tiles of rows read any G where it lies: for more, packing pays unless positions are
+_FEW_ROWS = 6 * MACHINE.tile_rows
+"""Tiles of up to so many rows read any G where it lies: for more, packing pays unless positions are
 whole cache lines."""
 _FAR_BYTES = 1 << 20
 """Most bytes of a G that few tiles read without asking for it ahead."""
@@ -281,7 +281,7 @@ def correlate_part(task, part, parts):
     prefetching = full_parts(tiles, tall)
     # Few tiles wait for the memory of a large G. To ask for what the next band reads of it, all but
     # the last must be of the greatest height.
-    few, far = tiles.parts <= _FEW_TILES, positions * cols * size > _FAR_BYTES and vectors > 1
+    few, far = rows <= _FEW_ROWS, positions * cols * size > _FAR_BYTES and vectors > 1
     unpacked = few or (g % CACHE_LINE == 0 and cols * size % CACHE_LINE == 0)
     if few and far:
         prefetching = rows // tall

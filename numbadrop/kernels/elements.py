@@ -24,7 +24,8 @@ class Machine(NamedTuple):
     The tile of `tile_rows` x `tile_vectors` accumulators, one row of B and one broadcast element
     of A must fit the registers together: 8 x 3 + 3 + 1 = 28 of 32, 6 x 2 + 2 + 1 = 15 of 16. Where
     an element of A takes a register to be broadcast, several of them must: 7 x 3 + 3 + 7 = 31. So
-    must the tile of `wide_rows` and a register more: 6 x 4 + 4 + 1 = 29, 4 x 3 + 3 + 1 = 16.
+    must the tile of `wide_rows` and a register more: 6 x 4 + 4 + 1 = 29, 4 x 3 + 3 + 1 = 16. A CPU
+    without multiply-adds needs a register for the product: 3 x 3 + 3 + 1 + 1 = 14.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Machine(NamedTuple):
 _AVX512 = Machine("AVX-512", 32, 64, 8, 3, 6, "llvm.x86.avx512.permvar.sf.512", True)
 _AVX2 = Machine("AVX2", 16, 32, 6, 2, 4, "llvm.x86.avx2.permps", True)
 _NEON = Machine("NEON", 32, 16, 7, 3, 5, None, False)
-_PLAIN = Machine("plain", 16, 16, 6, 2, 4, None, False)
+_PLAIN = Machine("plain", 16, 16, 6, 2, 3, None, False)
 
 _PROBE = """
 target triple = "{triple}"

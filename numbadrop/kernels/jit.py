@@ -33,7 +33,8 @@ __all__ = [
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "no_rewrites": True}
 """Without the interpreter lock; division without a zero check, which would branch in every loop;
-and without a search for array expressions, of which kernels have none, in each function."""
+and without rewrites of each function, which are for array expressions and for branches that types
+decide: kernels have neither."""
 
 _TRIED = (0, 68)
 """The newest Numba whose machine code is known to need no more than its runtime when it is loaded:

@@ -1,7 +1,7 @@
 """The product C = f(A B) or C += f(A B) as loops around packing and a tile in registers.
 
-A is read where it lies, by address and two strides, or packed if its depth lies across memory. B is
-gathered while it is packed; a dense one that a single tile meets is read where it lies, too. A C
+A is read where it lies, by address and two strides, or packed if panels walk far across memory. B
+is gathered while it is packed; a dense one that a single tile meets is read where it lies, too. A C
 that is added to may be a block of the rows and columns of an array. Forward pass, input gradient
 and weight gradient, dense or gathered, differ in their operands alone. f is the `epilogue`.
 """

@@ -10,7 +10,7 @@ for all rows: a matrix is one run, the patches of an image have one for each row
 
 Every height from 1 to `MACHINE.tile_rows` and every width from 1 to `MACHINE.tile_vectors` is a
 function of its own, so that no product is ever computed for rows that are not there; so are those
-that are a register wider and have less rows, for columns that would fill two half-empty tiles.
+that are a register wider and have fewer rows, for columns that would else take two tiles.
 Those of the greatest height come twice: the second prefetches memory that is needed soon
 (`prefetch`), a request in each step of its loop, which costs a product that needs none a fiftieth
 of its time, and with AVX2 a twentieth. Where a register is added to in two turns, there are some of
