@@ -39,6 +39,7 @@ from numbadrop.kernels.memory import (
     array_data,
     array_stride,
     as_pointer,
+    clear_bytes,
     copy_bytes,
     first_of,
     keep_alive,
@@ -176,6 +177,46 @@ def _update_part(task, part, parts):
     restore_denormals(before)
 
 
+@inner
+def _write_back(element, copy, row, cols, count):
+    """Bring the kept elements of a copy back to their row; both begin with the first of them."""
+    base = unit(cols, 0)
+    for j in range(count):
+        behind = (unit(cols, j) - base) * bytes_of(element)
+        store(row + behind, load(element, copy + behind))
+
+
+@inlined
+def _update_masked(rule, value, slots, slot_stride, g, active, cols, count, copy, copy_row):
+    """Update the active weights of a row, under their mask."""
+    element, span = rule[0], len(g)
+    w = carray(as_pointer(element, value), span)
+    s = _slot_rows(rule, element, slots, slot_stride, span)
+    for j in range(span):
+        if active[j]:
+            _update_element(rule, w, s, j, g[j])
+
+
+@inlined
+def _update_copied(rule, value, slots, slot_stride, g, active, cols, count, copy, copy_row):
+    """Update a copy of a row, and bring the active weights back."""
+    element, span = rule[0], len(g)
+    w = carray(as_pointer(element, copy), span)
+    s = _slot_rows(rule, element, copy + copy_row, copy_row, span)
+    copy_bytes(copy, value, span * bytes_of(element))
+    for n in range(len(s)):
+        copy_bytes(copy + (n + 1) * copy_row, slots + n * slot_stride, span * bytes_of(element))
+    for j in range(span):
+        _update_element(rule, w, s, j, g[j])
+    _write_back(element, copy, value, cols, count)
+    for n in range(len(s)):
+        _write_back(element, copy + (n + 1) * copy_row, slots + n * slot_stride, cols, count)
+
+
+# Only the one that will run is compiled.
+_update_active = _update_masked if MACHINE.masked_stores else _update_copied
+
+
 @inlined
 def _update_rows(task, part, parts):
     rule = first_of(task)
@@ -201,13 +242,15 @@ def _update_rows(task, part, parts):
 
     base = unit(cols, 0)
     span = unit(cols, col_count - 1) - base + 1
-    active = np.zeros(span, np.uint8)
+    active = np.empty(span, np.uint8)
+    clear_bytes(address_in(active), span)
     for j in range(col_count):
         active[unit(cols, j) - base] = 1
     wide = lanes(element)
     registers = (span + wide - 1) // wide
-    spread_memory = np.zeros(registers * MACHINE.vector_bytes, np.uint8)
+    spread_memory = np.empty(registers * MACHINE.vector_bytes, np.uint8)
     spread = address_in(spread_memory)
+    clear_bytes(spread, registers * MACHINE.vector_bytes)
     g = carray(as_pointer(element, spread), span)
     table_memory = np.empty(windows_bytes(registers), np.uint8)
     table = windows(address_in(table_memory), registers)
@@ -224,37 +267,12 @@ def _update_rows(task, part, parts):
             for j in range(col_count):
                 g[unit(cols, j) - base] = load(element, source + j * bytes_of(element))
         at = unit(rows, i) * rows.stride + base * bytes_of(element)
-        if MACHINE.masked_stores:
-            w = carray(as_pointer(element, value + at), span)
-            s = _slot_rows(rule, element, slots + at, slot_stride, span)
-            for j in range(span):
-                if active[j]:
-                    _update_element(rule, w, s, j, g[j])
-        else:
-            w = carray(as_pointer(element, copy), span)
-            s = _slot_rows(rule, element, copy + copy_row, copy_row, span)
-            copy_bytes(copy, value + at, span * bytes_of(element))
-            for n in range(len(s)):
-                row = slots + n * slot_stride + at
-                copy_bytes(copy + (n + 1) * copy_row, row, span * bytes_of(element))
-            for j in range(span):
-                _update_element(rule, w, s, j, g[j])
-            _write_back(element, copy, value + at, cols, col_count)
-            for n in range(len(s)):
-                row = slots + n * slot_stride + at
-                _write_back(element, copy + (n + 1) * copy_row, row, cols, col_count)
+        _update_active(
+            rule, value + at, slots + at, slot_stride, g, active, cols, col_count, copy, copy_row
+        )
     keep_alive(copy_memory)
     keep_alive(spread_memory)
     keep_alive(table_memory)
-
-
-@inner
-def _write_back(element, copy, row, cols, count):
-    """Bring the kept elements of a copy back to their row; both begin with the first of them."""
-    base = unit(cols, 0)
-    for j in range(count):
-        behind = (unit(cols, j) - base) * bytes_of(element)
-        store(row + behind, load(element, copy + behind))
 
 
 class Update(NamedTuple):
