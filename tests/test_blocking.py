@@ -20,6 +20,7 @@ from numbadrop.kernels.blocking import (
 from numbadrop.kernels.elements import MACHINE, WIDEST
 from numbadrop.kernels.product import Strided
 from numbadrop.kernels.shares import begin_of, fewest_parts, length_of
+from numbadrop.kernels.tile import WIDE
 
 
 @numba.njit
@@ -29,8 +30,8 @@ def parts_of(total, most):
 
 
 @numba.njit
-def panels(alpha, columns, widest):
-    parts = panels_of(alpha, columns, widest)
+def panels(alpha, columns, kind):
+    parts = panels_of(alpha, columns, kind)
     return [panel_of(alpha, parts, columns, n) for n in range(parts.parts)]
 
 
@@ -73,14 +74,14 @@ def test_the_fewest_parts_cover_everything_once(most):
         assert len(parts) == -(-total // most)
 
 
-@pytest.mark.parametrize("widest", [0, 1])
+@pytest.mark.parametrize("kind", [0, WIDE])
 @pytest.mark.parametrize("alpha", [np.float32(1), np.float64(1)])
-def test_panels_are_whole_registers_but_for_the_last_one(alpha, widest):
+def test_panels_are_whole_registers_but_for_the_last_one(alpha, kind):
     lanes = MACHINE.vector_bytes // alpha.itemsize
     for columns in range(1, 9 * lanes + 2):
-        found = panels(alpha, columns, widest)
+        found = panels(alpha, columns, kind)
         assert sum(panel.columns for panel in found) == columns
-        if widest and -(-columns // lanes) == WIDEST:
+        if kind & WIDE and -(-columns // lanes) == WIDEST:
             assert len(found) == 1
             continue
         assert max(panel.vectors for panel in found) <= MACHINE.tile_vectors

@@ -189,7 +189,7 @@ def blocks_for(source, cpu):
 def test_the_inner_loop_of_other_machines(
     machine, triple, cpu, multiply_add, memory, element, prefetches, is_wide, monkeypatch
 ):
-    """Cross-compiled: one fused instruction for each vector of sums, all sums in registers."""
+    """Cross-compiled: one multiplication for each vector of sums, all sums in registers."""
     for module in (elements, tile):
         monkeypatch.setattr(module, "MACHINE", machine)
     source = ir.Module()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from numbadrop.kernels.elements import MACHINE, WIDEST, bytes_of, lanes
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.shares import Split, begin_of, fewest_parts, length_of, split
-from numbadrop.kernels.tile import most_rows
+from numbadrop.kernels.tile import WIDE, most_rows
 
 __all__ = [
     "Cut", "Group", "Panel", "Piece", "cut_up", "group_of", "panel_of", "panel_row", "panels_of",
@@ -40,13 +40,13 @@ class Panel(NamedTuple):
 
 
 @inner
-def panels_of(alpha, columns, widest):
+def panels_of(alpha, columns, kind):
     """Return how the registers that so many columns fill are shared out to panels.
 
-    Just `WIDEST` registers are one panel if `widest`, which says that the caller has such tiles.
+    Just `WIDEST` registers are one panel where the caller's tiles, of this `kind`, are `WIDE`.
     """
     vectors = (columns + lanes(alpha) - 1) // lanes(alpha)
-    if widest and vectors == WIDEST:
+    if kind & WIDE and vectors == WIDEST:
         return split(vectors, 1)
     return fewest_parts(vectors, MACHINE.tile_vectors)
 

@@ -46,6 +46,7 @@ from numbadrop.kernels.windows import Axis
 __all__ = ["convolve_part", "correlate_part"]
 
 _NEAR_TILES = NEAREST | WIDE
+"""The kind of tile of a convolution."""
 _PACKED_BYTES = 1 << 20
 """Most bytes of packed panels that a band of patches meets: they must stay in the second cache."""
 _BAND_BYTES, _LONG_BAND_BYTES = 1 << 18, 1 << 19
@@ -119,7 +120,7 @@ def convolve_part(task, part, parts):
     size = bytes_of(alpha)
     wide = lanes(alpha)
     depth = p.runs * p.run_pixels * p.channels
-    panels = panels_of(alpha, cols, 1)
+    panels = panels_of(alpha, cols, WIDE)
     widest_row = panel_row(panels)
     panel_bytes = depth * widest_row
     least_groups = max(1, (panels.parts * panel_bytes + _PACKED_BYTES - 1) // _PACKED_BYTES)
@@ -258,7 +259,7 @@ def correlate_part(task, part, parts):
 
     j_first = v_first * wide
     j_last = min(j_first + vectors * wide, cols)
-    panels = panels_of(alpha, j_last - j_first, 1)
+    panels = panels_of(alpha, j_last - j_first, WIDE)
     tall, widest_row = tile_rows(panels), panel_row(panels)
     # The bands decide in which order sums are made: they must not depend on the threads.
     most_lines = min(

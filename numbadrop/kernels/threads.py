@@ -215,7 +215,7 @@ class _Crew:
             start = time.perf_counter()
             self.native.serve(self._shared, 0, 0, looks)  # There is nothing to do yet.
             times.append(time.perf_counter() - start)
-        self.native.wake(self._shared)
+        self.native.wake(self._shared)  # It was this thread that counted as asleep.
         return int(looks * seconds / min(times))
 
     def _work(self, own: int) -> None:

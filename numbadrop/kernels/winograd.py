@@ -84,6 +84,7 @@ and where it takes so many times fewer multiplications, it is faster than the di
 _BEYOND_BYTES = 1 << 19
 """Most bytes of transformed lines that larger kernels need beyond those of a block of squares."""
 _TILES = WIDE | WHOLE
+"""The kind of all tiles."""
 _BLOCK_BYTES = 1 << 17
 """About the bytes of squares that are transformed at a time: they must stay in the second cache,
 together with those of the products."""
@@ -188,7 +189,7 @@ def transform_part(task, part, parts):
         return
     size = bytes_of(alpha)
     wide = lanes(alpha)
-    panels = panels_of(alpha, cols, 1)
+    panels = panels_of(alpha, cols, WIDE)
     work = workspace(stack_memory(WORKSPACE_BYTES))
     tap_bytes = (_DEEP + wide) * panel_row(panels) + CACHE_LINE
     # Nine taps; one that belongs to another piece; and an element that is zero.
@@ -249,7 +250,7 @@ def convolve_part(task, part, parts):
         return
     finish = not is_plain(epilogue, bias)
     size = bytes_of(alpha)
-    panels = panels_of(alpha, cols, 1)
+    panels = panels_of(alpha, cols, WIDE)
     v_row = align(p.channels * size, CACHE_LINE) + CACHE_LINE
     most = max(_BLOCK_BYTES // (16 * v_row), _LEAST_SQUARES)
     most = min(max(most, _LEAST_LINES * (pieces.down - 1) * results.along), end - begin)
@@ -354,7 +355,7 @@ def correlate_part(task, part, parts):
     pieces, pixels = kernel_pieces(p.reach_y, p.reach_x), pixel_squares(p)
     results = result_squares(p)
     squares = p.batch * results.down * results.along
-    panels = panels_of(alpha, columns, 1)
+    panels = panels_of(alpha, columns, WIDE)
     # What meets one piece lies side by side along a line of an image. Other pieces meet some more
     # behind it: then the depth comes in lines, and stretches and blocks are whole ones.
     several = pieces.down * pieces.along > 1
