@@ -863,6 +863,17 @@ class TestPictures:
         plot_curves({"batchwise": history, "none": history[:1]}, path, "title")
         assert path.read_bytes().startswith(b"\x89PNG")
 
+    @pytest.mark.parametrize("epochs", [1, 3, 20])
+    def test_no_tick_is_between_two_epochs(self, epochs, tmp_path, monkeypatch):
+        figure = pytest.importorskip("matplotlib.figure")
+        drawn = []
+        monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+        history = [EpochMetrics(n, 1.0, 1 / n, 1 / n, 1.0, 1.0) for n in range(1, epochs + 1)]
+        plot_curves({"none": history}, tmp_path / "curve.png")
+        ticks = drawn[0].axes[0].get_xticks()
+        assert len(ticks) > 0
+        np.testing.assert_array_equal(ticks, np.round(ticks))
+
     def test_a_panel_for_epochs_and_one_for_time(self, tmp_path):
         image = pytest.importorskip("matplotlib.image")
         history = [EpochMetrics(n, 1.0, 1 / n, 1 / n, 30.0, 1.0) for n in range(1, 5)]

@@ -38,7 +38,7 @@ def plot_curves(
     """
     with needs_extra("plot", "drawing a curve"):
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, NullFormatter
+        from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     figure = Figure(figsize=(7 if len(over) == 1 else 5.5 * len(over), 4.5), layout="constrained")
     panels = figure.subplots(1, len(over), squeeze=False, sharey=True)[0]
@@ -70,6 +70,8 @@ def plot_curves(
         else:
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("epoch" if against == "epochs" else "minutes of training")
+        if against == "epochs":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(which="major", alpha=0.4)
         axes.grid(which="minor", alpha=0.15)
     panels[0].set_ylabel("error, %")
