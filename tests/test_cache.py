@@ -88,6 +88,44 @@ def test_an_edit_of_a_callee_is_never_missed(package, run, tmp_path):
     assert compiled(tmp_path / "cache").keys() == files.keys()  # new code replaced old code
 
 
+def test_code_that_an_earlier_version_has_left_is_not_taken(package, run, tmp_path):
+    """As where a process was killed between index and code, or another one reads there."""
+    run(UPDATE)
+    old = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.nbc")}
+    name, edit, expected = EDITS[0]
+    source = package / name
+    source.write_text(edit(source.read_text("utf-8")), "utf-8")
+    assert run(UPDATE) == expected
+    for path, content in old.items():
+        path.write_bytes(content)
+    assert run(UPDATE) == expected
+
+
+def test_code_for_another_type_is_not_taken(run, tmp_path):
+    """As where two processes have compiled for two types at once."""
+    twice = UPDATE + UPDATE.replace("np.ones((1, 2))", "np.ones((1, 2), 'f')").replace(
+        "3))", "3), 'f')"
+    )
+    both = "[-2.0, 0.0, -2.0]\n[-2.0, 0.0, -2.0]"
+    assert run(twice) == both
+    one, other = sorted((tmp_path / "cache").rglob("*_update_part*.nbc"))
+    mixed = other.read_bytes(), one.read_bytes()
+    for path, content in zip((one, other), mixed, strict=True):
+        path.write_bytes(content)
+    assert run(twice) == both
+    assert run(twice) == both
+
+
+def test_without_numbas_compiler_the_import_says_so(run):
+    program = """
+try:
+    import numbadrop.kernels
+except ImportError as error:
+    print("NUMBA_DISABLE_JIT" in str(error))
+"""
+    assert run(program, NUMBA_DISABLE_JIT="1") == "True"
+
+
 @pytest.mark.parametrize("constant", ["DATA", "SHAPE", "STRIDES"])
 def test_code_for_another_structure_of_arrays_is_not_taken(constant, monkeypatch):
     stamp = jit.sources_stamp.__wrapped__

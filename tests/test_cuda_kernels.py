@@ -447,7 +447,7 @@ def test_the_numbers_of_a_rule_are_floats(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_value_is_updated_once() -> None:
     value, slots, grad = device(np.ones(2)), device(np.empty((0, 2))), device(np.ones(2))
     one = BlockUpdate(rules.SGDRule, value, slots)
-    due = one, rules.SGDRule(1.0, 0.0), grad, None, None
+    due = one.check(rules.SGDRule(1.0, 0.0), grad)
     with pytest.raises(ValueError, match="must be of different values"):
         update_blocks([due, due])
     np.testing.assert_array_equal(value.to_host(), [1, 1])

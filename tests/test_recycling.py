@@ -105,6 +105,14 @@ def test_the_memory_that_waits_is_bounded(monkeypatch):
     del again
 
 
+def test_the_memory_that_waits_is_bounded_at_once(monkeypatch):
+    """The next large array may never come."""
+    monkeypatch.setattr(recycling, "_MOST_BYTES", 0)
+    empty_host(LARGE, FLOAT)
+    assert not recycling._free
+    assert recycling._left.empty()
+
+
 def test_release():
     empty_host(LARGE, FLOAT)
     release_memory()

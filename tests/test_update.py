@@ -26,7 +26,14 @@ from kernel_checks import (
 )
 
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import BlockUpdate, element_rule, reference, sample_units, update_block
+from numbadrop.kernels import (
+    BlockUpdate,
+    element_rule,
+    reference,
+    sample_units,
+    update_block,
+    update_blocks,
+)
 from numbadrop.kernels import update as update_module
 from numbadrop.optim import rules
 
@@ -132,6 +139,29 @@ def test_large_blocks_too(kinds):
         assert_updates(case, shape, grad, rows, cols)
 
 
+def test_all_axes_but_the_last_are_rows():
+    value, slots = np.random.default_rng(0).random((2, 2, 3, 5))
+    slots = slots[None]
+    wanted, wanted_slots = value.copy().reshape(6, 5), slots.copy().reshape(1, 6, 5)
+    rule, grad = rules.NAGRule(0.9, 0.1, 1.9), np.ones((2, 5))
+    update_block(rule, value, slots, grad, rows=[1, 4])
+    update_block(rule, wanted, wanted_slots, grad, rows=[1, 4])
+    assert_same_bits(value.reshape(6, 5), wanted)
+    assert_same_bits(slots.reshape(1, 6, 5), wanted_slots)
+
+
+def test_a_value_is_updated_once():
+    value, other = np.ones((2, 3))
+    one, two = (BlockUpdate(rules.SGDRule, array, np.empty((0, 3))) for array in (value, other))
+    rule, grad = rules.SGDRule(1.0, 0.0), np.ones(3)
+    with pytest.raises(ValueError, match="must be of different values"):
+        update_blocks([one.check(rule, grad), two.check(rule, grad), one.check(rule, grad)])
+    assert (value == 1).all()
+    update_blocks([one.check(rule, grad), two.check(rule, grad)])
+    assert (value == 0).all()
+    assert (other == 0).all()
+
+
 def test_nan_in_a_gradient_stays_in_its_place():
     value, grad = np.zeros((3, 4)), np.zeros((3, 2))
     grad[1, 1] = np.nan
@@ -158,7 +188,7 @@ class TestBadInput:
             ({"rule": (0.9, 0.1)}, TypeError, "^no element rule is declared for tuple"),
             ({"rule": rules.NAGRule("a", 0, 0)}, TypeError, "^rule.*momentum.*'?(a|str)"),
             ({"value": [[1.0]]}, TypeError, "^value must be a NumPy array.*, got list"),
-            ({"value": np.ones((4, 5, 1))}, ValueError, r"^value .*dimensions.*\(4, 5, 1\)"),
+            ({"value": np.array(1.0)}, ValueError, r"^value .*dimension, got shape \(\)"),
             ({"value": np.ones((4, 5), int)}, TypeError, "^value must be float32 or .* int64"),
             ({"value": np.ones((4, 10))[:, ::2]}, ValueError, "^value must be .*C-contiguous"),
             ({"value": laid_out(np.ones((4, 5)), "F")[0]}, ValueError, "^value .*C-contiguous"),

@@ -32,10 +32,17 @@ from numbadrop.kernels.pooling import (
 from numbadrop.kernels.sampling import sample_units
 from numbadrop.kernels.softmax import cross_entropy, cross_entropy_gradient
 from numbadrop.kernels.threads import get_num_threads, set_num_threads
-from numbadrop.kernels.update import BlockUpdate, element_rule, update_block, update_blocks
+from numbadrop.kernels.update import (
+    BlockUpdate,
+    Update,
+    element_rule,
+    update_block,
+    update_blocks,
+)
 
 __all__ = [
     "BlockUpdate",
+    "Update",
     "avg_pool2d",
     "avg_pool2d_gradient",
     "batch_moments",

@@ -66,7 +66,7 @@ def _add(rule, w, slots, j, g):
 
 
 def _check_frame(rows: int, pixels: int, pixel_bytes: int) -> None:
-    """Refuse a frame of zeros that takes memory that there is not: a kernel could not say so."""
+    """Refuse a frame of zeros, each thread has one, that hardly any machine has memory for."""
     frame = rows * pixels * pixel_bytes
     if frame > _MOST_FRAME_BYTES:
         raise ValueError(

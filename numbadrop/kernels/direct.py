@@ -13,7 +13,7 @@ from numbadrop.kernels.blocking import panel_of, panel_row, panels_of, tile_rows
 from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain, list_bias
-from numbadrop.kernels.jit import inner
+from numbadrop.kernels.jit import DONE, inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
     address_in,
@@ -39,7 +39,7 @@ from numbadrop.kernels.patches import (
 from numbadrop.kernels.places import PLACES, PLACES_BYTES, list_places, shift_places
 from numbadrop.kernels.prefetch import REQUESTS_BYTES, ahead_of, list_requests
 from numbadrop.kernels.shares import begin_of, fewest_parts, full_parts, length_of, share, split
-from numbadrop.kernels.stretches import evenly, longest, part_of_gradient
+from numbadrop.kernels.stretches import longest, part_of_gradient
 from numbadrop.kernels.tile import NEAREST, WIDE, register_tile, request_bytes
 from numbadrop.kernels.windows import Axis
 
@@ -115,7 +115,7 @@ def convolve_part(task, part, parts):
     )  # fmt: skip
     begin, end = share(p.batch * p.lines, parts, part), share(p.batch * p.lines, parts, part + 1)
     if begin == end or cols == 0 or p.columns == 0:
-        return
+        return DONE
     finish = not is_plain(epilogue, bias)
     size = bytes_of(alpha)
     wide = lanes(alpha)
@@ -228,6 +228,7 @@ def convolve_part(task, part, parts):
     keep_alive(bias_memory)
     keep_alive(band_memory)
     keep_alive(places_memory)
+    return DONE
 
 
 def correlate_part(task, part, parts):
@@ -254,7 +255,7 @@ def correlate_part(task, part, parts):
     all_lines = p.batch * p.lines
     positions = all_lines * p.columns
     if rows == 0 or vectors == 0 or positions == 0 or first_stretch == last_stretch:
-        return
+        return DONE
     c_bytes = p.runs * p.channels * cols * size
 
     j_first = v_first * wide
@@ -266,7 +267,7 @@ def correlate_part(task, part, parts):
         lines_in(_LONG_BAND_BYTES, p, size),
         max(1, _LONG_GRADIENT_BYTES // (p.columns * all_vectors * wide * size)),
     )
-    most_lines = evenly(longest(all_lines, number), most_lines)
+    most_lines = length_of(fewest_parts(longest(all_lines, number), most_lines), 0)
     panel_bytes = most_lines * p.columns * widest_row
     work = workspace(stack_memory(WORKSPACE_BYTES))
     packed_memory = np.empty(panels.parts * panel_bytes + wide * widest_row + CACHE_LINE, np.uint8)
@@ -361,3 +362,4 @@ def correlate_part(task, part, parts):
     keep_alive(packed_memory)
     keep_alive(band_memory)
     keep_alive(places_memory)
+    return DONE

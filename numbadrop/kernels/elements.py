@@ -15,7 +15,7 @@ from numba.core import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-__all__ = ["MACHINE", "WIDEST", "Machine", "bytes_of", "itemsize", "lanes", "vector_type"]
+__all__ = ["CPU", "MACHINE", "WIDEST", "Machine", "bytes_of", "itemsize", "lanes", "vector_type"]
 
 
 class Machine(NamedTuple):
@@ -77,6 +77,7 @@ def _probe() -> Machine:
     return _NEON if "fmla" in assembly else _PLAIN
 
 
+CPU = llvm.get_host_cpu_name()
 MACHINE = _probe()
 WIDEST = MACHINE.tile_vectors + 1
 """Registers of the tile that has `wide_rows`."""

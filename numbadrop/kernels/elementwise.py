@@ -19,6 +19,7 @@ from numbadrop.kernels.arrays import (
 )
 from numbadrop.kernels.device import cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
+from numbadrop.kernels.jit import DONE
 from numbadrop.kernels.memory import (
     array_data,
     array_length,
@@ -76,6 +77,7 @@ def _gradient_part(task, part, parts):
                     value = g_row[j] * (positive if y_row[j] > 0 else other)
                     h_row[j] = value
                     total[j] += value
+    return DONE
 
 
 def _take_part(task, part, parts):
@@ -92,6 +94,7 @@ def _take_part(task, part, parts):
         y_row = carray(as_pointer(factor, y + i * cols * size), cols)
         for j in range(cols):
             y_row[j] = factor * x_whole[positions[j]]
+    return DONE
 
 
 def rectifier_gradient(
@@ -133,6 +136,7 @@ def rectifier_gradient(
     if g.shape != y.shape:
         raise ValueError(f"g must have the shape of y, {y.shape}, got {g.shape}")
     slope, scale = check_rectifier(slope, scale)
+    check_real("slope * scale", slope * scale, g.dtype)
     if not is_host(g):
         return cuda().rectifier_gradient(g, y, slope=slope, scale=scale)
     g, y = np.ascontiguousarray(g), np.ascontiguousarray(y)

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.runtime import rtsys
+from numba.core.sigutils import normalize_signature
 
 from numbadrop.address import DATA, SHAPE, STRIDES
 
 __all__ = [
+    "DONE",
     "cache_folder",
     "entry",
     "inlined",
@@ -30,6 +32,9 @@ __all__ = [
     "native_kernel",
     "sources_stamp",
 ]
+
+DONE = 1
+"""What a kernel returns. One that fails, since there is no memory for what it needs, returns 0."""
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "no_rewrites": True}
 """Without the interpreter lock; division without a zero check, which would branch in every loop;
@@ -58,14 +63,30 @@ Each level of calls compiles all that is below it again.
 """
 
 
+if numba.config.DISABLE_JIT:
+    raise ImportError(
+        "numbadrop's kernels are machine code: they need Numba's compiler, which the environment "
+        "variable NUMBA_DISABLE_JIT switches off"
+    )
+
+
 @cache
-def sources_stamp() -> str:
-    """Return a hash of all sources that can reach a kernel."""
+def sources_stamp() -> str | None:
+    """Return a hash of all sources that can reach a kernel, None where there are no files of them.
+
+    So it is in a zip file or a program in one piece, whose own stamps Numba takes.
+    """
     package = Path(__file__).parent.parent
+    sources = [
+        source
+        for folder in ("bench", "kernels", "optim")
+        for source in sorted((package / folder).rglob("*.py"))
+    ]
+    if not sources:
+        return None
     digest = hashlib.sha256()
-    for folder in ("bench", "kernels", "optim"):
-        for source in sorted((package / folder).rglob("*.py")):
-            digest.update(source.read_bytes())
+    for source in sources:
+        digest.update(source.read_bytes())
     digest.update(repr((DATA, SHAPE, STRIDES)).encode())
     return digest.hexdigest()
 
@@ -78,12 +99,36 @@ def cache_folder() -> Path | None:
         return None
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  # Numba's classes are Any here
+class _Stamped(CompileResultCacheImpl):  # type: ignore[misc]  # Numba's classes are Any here
+    """Machine code with the stamp of its sources.
+
+    Numba stamps the index of a cache alone, and writes it first: who is killed before the code is
+    written, or reads between, would take for new what an earlier version has left there.
+    """
+
+    def reduce(self, compiled: Any) -> Any:
+        return sources_stamp(), super().reduce(compiled)
+
+    def rebuild(self, target_context: Any, payload: Any) -> Any:
+        stamp, *rest = payload
+        return super().rebuild(target_context, *rest) if stamp == sources_stamp() else None
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
     """A cache that loads machine code without all that Numba knows of types and functions.
 
     To make that ready takes longer than to load the kernels of a net, and only compiling needs it,
     which sees to it itself.
     """
+
+    _impl_class = _Stamped
+
+    def _load_overload(self, sig: Any, target_context: Any) -> Any:
+        # Of two processes that compile for two types at once, one may have written the index and
+        # the other the code.
+        found = super()._load_overload(sig, target_context)
+        wanted, _ = normalize_signature(sig)
+        return found if found is not None and found.signature.args == wanted else None
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         if numba.version_info.short > _TRIED:
@@ -97,7 +142,8 @@ def _keep_on_disk(compiled: Any, function: Callable[..., Any]) -> None:
     """Let what will be compiled be kept between processes, if there is a place for it."""
     if cache_folder() is not None:
         compiled._cache = _Cache(function)
-        compiled._cache._cache_file._source_stamp = sources_stamp()
+        file = compiled._cache._cache_file
+        file._source_stamp = sources_stamp() or file._source_stamp
 
 
 def entry(function: Callable[..., Any]) -> Any:
@@ -134,7 +180,7 @@ def native_kernel(function: Callable[..., Any], first: Any, keep_on_disk: bool =
     Parameters
     ----------
     function : callable
-        As for `native_function`.
+        As for `native_function`; returns DONE.
     first : numba type
         The type of what a task begins with; it selects the specialisation.
     keep_on_disk : bool
@@ -146,7 +192,7 @@ def native_kernel(function: Callable[..., Any], first: Any, keep_on_disk: bool =
         Its address, for `threads.run`. The machine code lives as long as the process.
     """
     i64 = numba.types.int64
-    signature = numba.types.void(numba.types.CPointer(first), i64, i64)
+    signature = i64(numba.types.CPointer(first), i64, i64)
     native = CFunc(
         function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}
     )

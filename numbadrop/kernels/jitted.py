@@ -1,8 +1,8 @@
 """The gathered products inside a user's own jitted functions, under the same names.
 
-They check what the Python doors check and run on the calling thread: a caller's `prange` decides
-what is parallel. Errors carry their numbers as further arguments, since formatting text would
-take longer to compile than the product.
+They check what the Python doors check, except whether `out` overlaps itself, and run on the calling
+thread: a caller's `prange` decides what is parallel. Errors carry their numbers as further
+arguments, since formatting text would take longer to compile than the product.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def _check_types(rows: Any, cols: Any, out: Any, **matrices: Any) -> None:
         matrices["out"] = out
         if isinstance(out, types.Array) and not out.mutable:
             raise errors.TypingError("out is read-only")
+        if isinstance(out, types.Array) and not out.aligned:
+            raise errors.TypingError("out is not aligned to its element size")
     for name, kind in matrices.items():
         if not (
             isinstance(kind, types.Array)

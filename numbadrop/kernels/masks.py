@@ -15,7 +15,7 @@ from numbadrop.address import address_of
 from numbadrop.kernels.arrays import Array, check_dtype, check_is_array, check_real
 from numbadrop.kernels.device import cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
-from numbadrop.kernels.jit import inlined, inner
+from numbadrop.kernels.jit import DONE, inlined, inner
 from numbadrop.kernels.memory import first_of, load_index, store, words_behind
 from numbadrop.kernels.philox import philox
 from numbadrop.kernels.shares import share
@@ -74,6 +74,7 @@ def _mask_part(task, part, parts):
         _store_pair(at + pair, left - 2, b, bound, kept, dropped)
         _store_pair(at + 2 * pair, left - 4, c, bound, kept, dropped)
         _store_pair(at + 3 * pair, left - 6, d, bound, kept, dropped)
+    return DONE
 
 
 def _check_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from numbadrop.kernels.arrays import (
 )
 from numbadrop.kernels.device import as_array, cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
+from numbadrop.kernels.jit import DONE
 from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_behind
 from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
@@ -74,6 +75,7 @@ def _sums_part(task, part, parts):
         for k in range(units):
             out[0, k] = total[k]
             out[1, k] = moment[k]
+    return DONE
 
 
 def _apply_part(task, part, parts):
@@ -96,6 +98,7 @@ def _apply_part(task, part, parts):
             g_row = carray(as_pointer(zero, g + i * pitch), units)
             for k in range(units):
                 y_row[k] = (x_row[k] - center[k]) * slope[k] + offset[k] + g_row[k] * gain[k]
+    return DONE
 
 
 def _sums(x: Array, center: NDArray[np.float64], g: Array | None = None) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from numbadrop.kernels.arrays import (
 )
 from numbadrop.kernels.device import cuda, empty, is_host
 from numbadrop.kernels.elements import bytes_of
-from numbadrop.kernels.jit import inner
+from numbadrop.kernels.jit import DONE, inner
 from numbadrop.kernels.memory import (
     address_in,
     as_pointer,
@@ -187,6 +187,7 @@ def _pool_part(task, part, parts):
             if factor != 1:
                 for k in range(units):
                     total[k] *= factor
+    return DONE
 
 
 def _gradient_part(task, part, parts):
@@ -253,6 +254,7 @@ def _gradient_part(task, part, parts):
                                 dx_pixel[k] += left_over[k]
         clear_bytes(image_dx + cleared * line, (end - cleared) * line)
     keep_alive(elsewhere)
+    return DONE
 
 
 def _pool(x: ArrayLike, window: Window, start: float, factor: float, largest: bool) -> Array:

@@ -16,7 +16,7 @@ from numbadrop.kernels.blocking import cut_up, group_of, piece_of
 from numbadrop.kernels.dots import dot_bytes, dot_pitch, dot_rows, dot_tile, dots_pay
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import Epilogue, finish_tile, is_plain, list_bias
-from numbadrop.kernels.jit import inlined, inner
+from numbadrop.kernels.jit import DONE, inlined, inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
     add_elements,
@@ -446,3 +446,4 @@ def multiply_part(task, part, parts):
         share(vectors, across_cols, col) * wide,
         min(share(vectors, across_cols, col + 1) * wide, cols),
     )
+    return DONE

@@ -9,6 +9,7 @@ about its size.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from math import prod
@@ -53,12 +54,27 @@ class _Lease:
         }
 
     # At the end of the program an array may outlive this module's names.
-    def __del__(self, put: Callable[[Array], None] = _left.put) -> None:
+    def __del__(
+        self,
+        put: Callable[[Array], None] = _left.put,
+        is_ending: Callable[[], bool] = sys.is_finalizing,
+    ) -> None:
         put(self.memory)
+        if not is_ending():
+            _collect()
 
 
 def _collect() -> None:
-    """Take in what has been left, and let go of what is too much. The caller holds the lock."""
+    """Take in what has been left, and let go of what is too much, unless another thread does."""
+    if _lock.acquire(blocking=False):
+        try:
+            _take_in()
+        finally:
+            _lock.release()
+
+
+def _take_in() -> None:
+    """Do the work of `_collect` for who holds the lock."""
     try:
         while True:
             _free.append(_left.get_nowait())
@@ -75,7 +91,7 @@ def _take(size: int) -> Array | None:
     if not _lock.acquire(blocking=False):
         return None
     try:
-        _collect()
+        _take_in()
         fitting = [
             (memory.nbytes, -place)
             for place, memory in enumerate(_free)
@@ -112,7 +128,7 @@ def release_memory() -> None:
     """Give back all memory that is kept for arrays to come."""
     if _lock.acquire(blocking=False):
         try:
-            _collect()
+            _take_in()
             _free.clear()
         finally:
             _lock.release()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels.jit import DONE
 from numbadrop.kernels.memory import array_data, first_of, load, load_index, store, words_behind
 from numbadrop.kernels.task import run_task
 from numbadrop.kernels.windows import Axis, unit
@@ -34,6 +35,7 @@ def _sample_part(task, part, parts):
         out += 8 * taken
         left -= taken
         i += 1
+    return DONE
 
 
 def sample_units(units: IndexSet, keep: int, rng: np.random.Generator) -> IndexSet:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.kernels.arrays import Array, check_alike, check_matrix, check_real
 from numbadrop.kernels.device import as_array, cuda, is_host, to_device
+from numbadrop.kernels.jit import DONE
 from numbadrop.kernels.memory import (
     array_data,
     array_length,
@@ -63,6 +64,7 @@ def _cross_entropy_part(task, part, parts):
             dz[i, label] -= factor
         else:
             loss[i] = np.log(total) - (z[i, label] - largest)
+    return DONE
 
 
 def _run(logits: Array, labels: ArrayLike, factor: float | Array, gradient: bool) -> Array:

@@ -13,7 +13,7 @@ from numbadrop.kernels.elements import MACHINE
 from numbadrop.kernels.jit import inner
 from numbadrop.kernels.shares import share
 
-__all__ = ["evenly", "longest", "part_of_gradient", "stretches"]
+__all__ = ["longest", "part_of_gradient", "stretches"]
 
 _MOST_STRETCHES, _STRETCHES_BYTES = 8, 1 << 21
 
@@ -32,13 +32,6 @@ def stretches(units: int, weights_bytes: int) -> int:
 def longest(units, number):
     """Return how many units the longest stretch has."""
     return (units + number - 1) // number
-
-
-@inner
-def evenly(total, most):
-    """Return the length of the longest of the fewest equal pieces, none longer than `most`."""
-    pieces = (total + most - 1) // most
-    return (total + pieces - 1) // pieces
 
 
 class Part(NamedTuple):

@@ -23,6 +23,7 @@ def _compiled(
     function: Callable[..., None], first: Any, dtype: np.dtype[Any], words: int
 ) -> tuple[Callable[..., bytes], int]:
     fields = len(first._fields)
+    dtype = np.dtype(f"f{dtype.itemsize}")  # one type has two names where long doubles are doubles
     kind = types.NamedUniTuple(numba.from_dtype(dtype), fields, first)
     # Of a user's own class, a user's own code may follow.
     ours = first.__module__.startswith("numbadrop.")
@@ -50,8 +51,10 @@ def run_task(
 
     Raises
     ------
-    struct.error
-        If `first` holds something else than numbers.
+    MemoryError
+        If there is no memory for what the function needs. What it writes is undefined then.
+    struct.error, OverflowError
+        If `first` holds something else than numbers, or one that `dtype` has not.
     """
     kind: Any = type(first)
     pack, kernel = _compiled(function, kind, dtype, len(words))

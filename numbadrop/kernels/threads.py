@@ -1,8 +1,8 @@
 """Running the parts of a kernel on a crew of threads.
 
 A kernel is a native function ``kernel(task, part, parts)`` that does one of `parts` equal shares
-of the work that `task`, a block of memory, describes. The crew are Python threads that wait, and
-work, in native code without the interpreter lock.
+of the work that `task`, a block of memory, describes, and returns `DONE`. The crew are Python
+threads that wait, and work, in native code without the interpreter lock.
 
 Why not Numba's own `prange`: its workqueue layer, the only one that pip brings to macOS, ends the
 process when two threads use it at once; OpenMP ends it after a fork; and both hand each thread its
@@ -41,7 +41,7 @@ from numbadrop.kernels.atomics import (
     give_way,
     relax,
 )
-from numbadrop.kernels.jit import inner, native_function
+from numbadrop.kernels.jit import DONE, inner, native_function
 from numbadrop.kernels.memory import CACHE_LINE, load_index, pointer, store
 
 __all__ = ["get_num_threads", "run", "set_num_threads"]
@@ -51,6 +51,8 @@ _NUMBER = 0
 """Of the current task; the first is 1."""
 _KERNEL = 1 * 8
 _TASK = 2 * 8
+_FAILED = 3 * 8
+"""How many parts of the current task have."""
 _DONE = 8 * 8
 _ASLEEP = 16 * 8
 _TAKEN = 24 * 8
@@ -75,12 +77,11 @@ def _call(typingctx: Any, kernel: Any, task: Any, part: Any, parts: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kernel, task, part, parts = args
         word = ir.IntType(64)
-        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), word, word])
+        kind = ir.FunctionType(word, [ir.PointerType(), word, word])
         function = builder.inttoptr(kernel, kind.as_pointer())
-        builder.call(function, [pointer(builder, task), part, parts])
-        return context.get_dummy_value()
+        return builder.call(function, [pointer(builder, task), part, parts])
 
-    return types.void(i64, i64, i64, i64), codegen
+    return i64(i64, i64, i64, i64), codegen
 
 
 @inner
@@ -91,12 +92,15 @@ def _take_parts(shared, number, own, parts):
         taken = shared + _TAKEN + part * CACHE_LINE
         if atomic_load(taken) == number - 1 and compare_and_swap(taken, number - 1, number):
             # Until this part is done the task stays what it is.
-            _call(load_index(shared, _KERNEL // 8), load_index(shared, _TASK // 8), part, parts)
+            kernel, task = load_index(shared, _KERNEL // 8), load_index(shared, _TASK // 8)
+            if _call(kernel, task, part, parts) != DONE:
+                atomic_add(shared + _FAILED, 1)
             atomic_add(shared + _DONE, 1)
 
 
 def _serve(shared, own, parts, patience):
-    """Work until so many looks in a row have found no new task, then count as asleep."""
+    """Count as awake, and work until so many looks in a row have found no new task."""
+    atomic_add(shared + _ASLEEP, -1)
     seen = -1
     waited = 0
     while waited < patience:
@@ -111,19 +115,15 @@ def _serve(shared, own, parts, patience):
     atomic_add(shared + _ASLEEP, 1)
 
 
-def _wake(shared):
-    """Return how many threads are asleep; the caller rings for each, before the task is there."""
-    return atomic_exchange(shared + _ASLEEP, 0)
-
-
 def _work_through(shared, kernel, task, parts, patience):
-    """Make a task the current one; return when all its parts are done.
+    """Make a task the current one; when all its parts are done, return how many have failed.
 
     It is one native function, so that no exception, such as the one of Ctrl-C, can send the caller
     away, to free what other threads still work on.
     """
     store(shared + _KERNEL, kernel)
     store(shared + _TASK, task)
+    store(shared + _FAILED, 0)
     done = atomic_load(shared + _DONE)
     number = atomic_load(shared + _NUMBER) + 1
     atomic_exchange(shared + _NUMBER, number)
@@ -135,23 +135,23 @@ def _work_through(shared, kernel, task, parts, patience):
             relax()
         else:
             give_way()  # The thread that we wait for may need this core.
+    return atomic_load(shared + _FAILED)
 
 
 def _work_alone(kernel, task):
-    """Do all of a task on this thread."""
-    _call(kernel, task, 0, 1)
+    """Do all of a task on this thread; return how many parts have failed."""
+    return 0 if _call(kernel, task, 0, 1) == DONE else 1
 
 
 class _Native(NamedTuple):
     serve: Any
-    wake: Any
     work_alone: Any
     work_through: Any
 
 
 @cache
 def _alone() -> Any:
-    return native_function(_work_alone, types.void(types.int64, types.int64))
+    return native_function(_work_alone, types.int64(types.int64, types.int64))
 
 
 @cache
@@ -159,9 +159,8 @@ def _native() -> _Native:
     i64 = types.int64
     return _Native(
         native_function(_serve, types.void(i64, i64, i64, i64)),
-        native_function(_wake, types.int64(i64)),
         _alone(),
-        native_function(_work_through, types.void(i64, i64, i64, i64, i64)),
+        native_function(_work_through, types.int64(i64, i64, i64, i64, i64)),
     )
 
 
@@ -197,15 +196,20 @@ class _Crew:
         self._memory = np.zeros(_TAKEN + (parts + 1) * CACHE_LINE, np.uint8)
         self._shared = self._memory.ctypes.data + -self._memory.ctypes.data % CACHE_LINE
         self._asleep = ctypes.c_int64.from_address(self._shared + _ASLEEP)
+        """Helpers that wait for the bell, or will in a moment."""
         self._patience = self._looks_in(_PATIENCE)
         self._cpus: dict[int, int] = {}
         """By the native id of a helper that sleeps: the CPU on which it fell asleep."""
-        self._threads = [
-            threading.Thread(target=self._work, args=(own,), name=f"numbadrop-{own}", daemon=True)
-            for own in range(1, parts)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            for own in range(1, parts):
+                name = f"numbadrop-{own}"
+                thread = threading.Thread(target=self._work, args=(own,), name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+                self._asleep.value += 1
+        except RuntimeError:
+            pass  # The system allows no more: those that are there share all parts.
 
     def _looks_in(self, seconds: float) -> int:
         """Return how many looks a thread takes in that time; CPUs differ by a factor of 20."""
@@ -215,16 +219,17 @@ class _Crew:
             start = time.perf_counter()
             self.native.serve(self._shared, 0, 0, looks)  # There is nothing to do yet.
             times.append(time.perf_counter() - start)
-        self.native.wake(self._shared)  # It was this thread that counted as asleep.
         return int(looks * seconds / min(times))
 
     def _work(self, own: int) -> None:
         helper = threading.get_native_id()
-        while not self._stopped:
-            self.native.serve(self._shared, own, self._parts, self._patience)
+        while True:
             self._cpus[helper] = _current_cpu()
             self._bell.get()
+            if self._stopped:
+                return
             self._cpus.pop(helper, None)
+            self.native.serve(self._shared, own, self._parts, self._patience)
 
     def _ring(self, times: int) -> None:
         """Wake so many helpers, and none of them on the CPU of the caller, who works there at once.
@@ -248,16 +253,18 @@ class _Crew:
                 with suppress(OSError):
                     os.sched_setaffinity(helper, affinity)
 
-    def run(self, kernel: int, task: int) -> None:
+    def run(self, kernel: int, task: int) -> int:
+        """Return how many parts have failed."""
         if not self.in_use.acquire(blocking=False):
-            self.native.work_alone(kernel, task)
-            return
+            return int(self.native.work_alone(kernel, task))
         try:
-            # A look costs less than a call. Who falls asleep just now misses this task either way.
-            if self._asleep.value:
-                self._ring(self.native.wake(self._shared))
+            # Who falls asleep just now misses this task either way. Who was rung for may not be
+            # awake yet; an exception, such as the one of Ctrl-C, may have left some to ring for.
+            asleep = self._asleep.value
+            if asleep and asleep > self._bell.qsize():
+                self._ring(asleep - self._bell.qsize())
             patience = self._patience // 8
-            self.native.work_through(self._shared, kernel, task, self._parts, patience)
+            return int(self.native.work_through(self._shared, kernel, task, self._parts, patience))
         finally:
             self.in_use.release()
 
@@ -334,17 +341,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+def _crew_at_hand() -> _Crew | None:
+    """Return the crew, made if need be, None where that is under way."""
+    global _crew
+    # Who would wait may be a signal's handler, in the thread that makes it.
+    if not _making.acquire(blocking=False):
+        return None
+    try:
+        _crew = _crew or _Crew(_threads)
+        return _crew
+    finally:
+        _making.release()
+
+
 def run(kernel: int, task: int, parallel: bool) -> None:
     """Run a kernel on a task: on the crew if `parallel` and it is free, else on this thread.
 
     Both are addresses, of what lives until the return.
+
+    Raises
+    ------
+    MemoryError
+        If there is no memory for what the kernel needs. What it writes is undefined then.
     """
-    global _crew
-    if not parallel or _threads == 1:
-        _alone()(kernel, task)
-        return
-    crew = _crew
-    if crew is None:
-        with _making:
-            crew = _crew = _crew or _Crew(_threads)
-    crew.run(kernel, task)
+    crew = (_crew or _crew_at_hand()) if parallel and _threads > 1 else None
+    if (_alone()(kernel, task) if crew is None else crew.run(kernel, task)) > 0:
+        raise MemoryError("there is no memory for what a kernel needs, its result is undefined")

@@ -10,9 +10,9 @@ one by one: whole registers would overwrite what a user's other thread may make 
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Callable, Iterable
-from numbers import Real
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,7 +33,7 @@ from numbadrop.kernels.arrays import (
 from numbadrop.kernels.denormals import flush_denormals, restore_denormals
 from numbadrop.kernels.device import cuda, is_host
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
-from numbadrop.kernels.jit import inlined, inner
+from numbadrop.kernels.jit import DONE, inlined, inner
 from numbadrop.kernels.memory import (
     address_in,
     array_data,
@@ -169,14 +169,6 @@ def _(rule, alpha, address, stride, length):
     return (none, one, two)[_rules[rule.instance_class].slots]
 
 
-def _update_part(task, part, parts):
-    # The momentum of a weight whose gradient stays zero decays to a denormal number and, rounded to
-    # nearest, remains one for ever. A sixth of MNIST's momenta are such, and doubled a step's time.
-    before = flush_denormals()
-    _update_rows(task, part, parts)
-    restore_denormals(before)
-
-
 @inner
 def _write_back(element, copy, row, cols, count):
     """Bring the kept elements of a copy back to their row; both begin with the first of them."""
@@ -217,8 +209,10 @@ def _update_copied(rule, value, slots, slot_stride, g, active, cols, count, copy
 _update_active = _update_masked if MACHINE.masked_stores else _update_copied
 
 
-@inlined
-def _update_rows(task, part, parts):
+def _update_part(task, part, parts):
+    # The momentum of a weight whose gradient stays zero decays to a denormal number and, rounded to
+    # nearest, remains one for ever. A sixth of MNIST's momenta are such, and doubled a step's time:
+    # they are flushed, once there is all memory that is needed.
     rule = first_of(task)
     element = rule[0]
     words = words_behind(task)
@@ -231,6 +225,7 @@ def _update_rows(task, part, parts):
 
     first, last = share(row_count, parts, part), share(row_count, parts, part + 1)
     if cols.indices == 0:
+        before = flush_denormals()
         for i in range(first, last):
             at = unit(rows, i) * rows.stride
             w = carray(as_pointer(element, value + at), width)
@@ -238,7 +233,8 @@ def _update_rows(task, part, parts):
             g = carray(as_pointer(element, grad + i * grad_row), width)
             for j in range(width):
                 _update_element(rule, w, s, j, g[j])
-        return
+        restore_denormals(before)
+        return DONE
 
     base = unit(cols, 0)
     span = unit(cols, col_count - 1) - base + 1
@@ -259,6 +255,7 @@ def _update_rows(task, part, parts):
     copy = address_in(copy_memory)
     if col_count >= wide:
         find_spread(element, cols, np.int64(0), col_count, col_count, np.int64(0), table)
+    before = flush_denormals()
     for i in range(first, last):
         source = grad + i * grad_row
         if col_count >= wide:
@@ -270,9 +267,11 @@ def _update_rows(task, part, parts):
         _update_active(
             rule, value + at, slots + at, slot_stride, g, active, cols, col_count, copy, copy_row
         )
+    restore_denormals(before)
     keep_alive(copy_memory)
     keep_alive(spread_memory)
     keep_alive(table_memory)
+    return DONE
 
 
 class Update(NamedTuple):
@@ -308,8 +307,8 @@ class BlockUpdate:
         registered = rule_of(hyper)
         for name, array in (("value", value), ("slots", slots)):
             check_is_array(name, array)
-        if value.ndim not in (1, 2):
-            raise ValueError(f"value must have one or two dimensions, got shape {value.shape}")
+        if value.ndim == 0:
+            raise ValueError("value must have at least one dimension, got shape ()")
         if slots.shape != (registered.slots, *value.shape):
             raise ValueError(
                 f"slots must have shape {(registered.slots, *value.shape)}, got {slots.shape}"
@@ -326,35 +325,34 @@ class BlockUpdate:
 
     def __call__(self, rule: Any, grad: Array, rows: Units = None, cols: Units = None) -> None:
         """Apply `rule`, of the class `hyper`, to a block; see `update_block`."""
-        checked = self.check(rule, grad, rows, cols)
-        if is_host(self.value):
-            _run(checked)
-        else:
-            cuda().update_blocks([checked])
+        update_blocks([self.check(rule, grad, rows, cols)])
 
-    def check(self, rule: Any, grad: Array, rows: Units, cols: Units) -> Update:
-        """Return what `rule`, of the class `hyper`, is to do to a block; nothing is done yet."""
+    def check(self, rule: Any, grad: Array, rows: Units = None, cols: Units = None) -> Update:
+        """Return what `rule` is to do to a block, for `update_blocks`; nothing is done yet."""
         value, slots = self.value, self.slots
         if type(rule) is not self.hyper:
             raise TypeError(f"rule must be a {self.hyper.__name__}, got {type(rule).__name__}")
+        try:
+            struct.pack(f"{len(rule)}{value.dtype.char}", *rule)
+        except struct.error:
+            raise TypeError(f"rule must hold real numbers, got {rule}") from None
+        except OverflowError:
+            raise ValueError(f"rule must hold numbers of {value.dtype}, got {rule}") from None
         check_is_array("grad", grad)
         _check_like("grad", grad, value)
         check_apart("grad", grad, value=value, slots=slots)
         col_set = resolve("cols", cols, value.shape[-1])
         col_count = count_units(col_set, value.shape[-1])
-        row_set, row_count = None, 1
+        row_set = None
         wanted: tuple[int, ...] = (col_count,)
-        if value.ndim == 2:
-            row_set = resolve("rows", rows, value.shape[0])
-            row_count = count_units(row_set, value.shape[0])
-            wanted = (row_count, col_count)
+        if value.ndim > 1:
+            row_count = math.prod(value.shape[:-1])
+            row_set = resolve("rows", rows, row_count)
+            wanted = (count_units(row_set, row_count), col_count)
         elif rows is not None:
             raise ValueError("rows must be None for a one-dimensional value")
         if grad.shape != wanted:
             raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
-        # On the host, `run_task` finds out.
-        if not is_host(value) and not all(isinstance(number, Real) for number in rule):
-            raise TypeError(f"rule must hold real numbers, got {rule}")
         return Update(rule, value, slots, grad, row_set, col_set)
 
 
@@ -364,18 +362,15 @@ def _run(update: Update) -> None:
         grad = grad.copy()
     col_count = grad.shape[-1]
     row_count = len(grad) if grad.ndim == 2 else 1
-    try:
-        # The rule's numbers enter in the dtype of the weights: in float64 they would double the
-        # width of all sums.
-        run_task(
-            _update_part, value.dtype, rule,
-            id(value), id(slots), id(grad), row_count, col_count, value.shape[-1],
-            0 if row_set is None else row_set.address,
-            0 if col_set is None else col_set.address,
-            parallel=row_count * col_count >= _SERIAL_BELOW,
-        )  # fmt: skip
-    except struct.error:
-        raise TypeError(f"rule must hold real numbers, got {rule}") from None
+    # The rule's numbers enter in the dtype of the weights: in float64 they would double the width
+    # of all sums.
+    run_task(
+        _update_part, value.dtype, rule,
+        id(value), id(slots), id(grad), row_count, col_count, value.shape[-1],
+        0 if row_set is None else row_set.address,
+        0 if col_set is None else col_set.address,
+        parallel=row_count * col_count >= _SERIAL_BELOW,
+    )  # fmt: skip
 
 
 def _check_like(name: str, array: Array, value: Array) -> None:
@@ -393,8 +388,8 @@ def update_block(
     ----------
     rule : NamedTuple of float
         Hyper-parameters; their class selects what is computed, see `element_rule`.
-    value : ndarray of float32 or float64, shape (n_in, n_out) or (n_out,), C-contiguous
-        The weights.
+    value : ndarray of float32 or float64, shape (..., n_out), C-contiguous
+        The weights. All axes but the last count as one, that of the rows.
     slots : ndarray of the same dtype, shape (slots of the rule, *value.shape), C-contiguous
         What the rule remembers.
     grad : ndarray of the same dtype, shape (len(rows), len(cols)) or (len(cols),)
@@ -421,30 +416,27 @@ def update_block(
     BlockUpdate(type(rule), value, slots)(rule, grad, rows, cols)
 
 
-def update_blocks(updates: Iterable[tuple[BlockUpdate, Any, Array, Units, Units]]) -> None:
+def update_blocks(updates: Sequence[Update]) -> None:
     """Apply rules to blocks of several parameters: on a GPU together, else one after the other.
 
     Parameters
     ----------
-    updates : iterable of tuple
-        A `BlockUpdate`, and what it is called with: rule, grad, rows and cols. No array that one of
-        them changes may be part of another.
+    updates : sequence of Update
+        From `BlockUpdate.check`, which leaves nothing to go wrong here. No array that one of them
+        changes may be part of another.
 
     Raises
     ------
-    TypeError, ValueError
-        As `update_block`, or if one value occurs twice on a GPU. Nothing has been changed there
-        then; on the host, those before have been done.
+    ValueError
+        If one value occurs twice. Nothing has been changed then.
     """
+    if len({id(update.value) for update in updates}) < len(updates):
+        raise ValueError("updates must be of different values, one occurs twice")
     on_gpu: list[Update] = []
-    values = set()
-    for update, *arguments in updates:
+    for update in updates:
         if is_host(update.value):
-            update(*arguments)
-            continue
-        on_gpu.append(update.check(*arguments))
-        values.add(id(update.value))
-    if len(values) < len(on_gpu):
-        raise ValueError("updates on a GPU must be of different values, one occurs twice")
+            _run(update)
+        else:
+            on_gpu.append(update)
     if on_gpu:
         cuda().update_blocks(on_gpu)

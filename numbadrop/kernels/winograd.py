@@ -23,7 +23,7 @@ from numbadrop.kernels.blocking import panel_of, panel_row, panels_of, tile_rows
 from numbadrop.kernels.elements import MACHINE, bytes_of, lanes
 from numbadrop.kernels.epilogue import finish_tile, is_plain
 from numbadrop.kernels.geometry import Taps
-from numbadrop.kernels.jit import inner
+from numbadrop.kernels.jit import DONE, inner
 from numbadrop.kernels.memory import (
     CACHE_LINE,
     add_elements,
@@ -58,7 +58,7 @@ from numbadrop.kernels.squares import (
     products_along,
     result_squares,
 )
-from numbadrop.kernels.stretches import evenly, longest, part_of_gradient
+from numbadrop.kernels.stretches import longest, part_of_gradient
 from numbadrop.kernels.tile import WHOLE, WIDE, register_tile
 
 __all__ = [
@@ -186,7 +186,7 @@ def transform_part(task, part, parts):
     u = align(load_index(words, 11), CACHE_LINE)
     first, last = share(channels, parts, part), share(channels, parts, part + 1)
     if first == last:
-        return
+        return DONE
     size = bytes_of(alpha)
     wide = lanes(alpha)
     panels = panels_of(alpha, cols, WIDE)
@@ -223,6 +223,7 @@ def transform_part(task, part, parts):
                     store(targets + q * 8, place if number >= 0 else nowhere)
                 _transform_weights(alpha, sources, 0, targets, 0, deep * vectors * wide)
     keep_alive(taps_memory)
+    return DONE
 
 
 def convolve_part(task, part, parts):
@@ -247,7 +248,7 @@ def convolve_part(task, part, parts):
     squares = p.batch * results.down * results.along
     begin, end = share(squares, parts, part), share(squares, parts, part + 1)
     if begin == end:
-        return
+        return DONE
     finish = not is_plain(epilogue, bias)
     size = bytes_of(alpha)
     panels = panels_of(alpha, cols, WIDE)
@@ -325,6 +326,7 @@ def convolve_part(task, part, parts):
     keep_alive(block_memory)
     keep_alive(outside_memory)
     keep_alive(table_memory)
+    return DONE
 
 
 def correlate_part(task, part, parts):
@@ -349,7 +351,7 @@ def correlate_part(task, part, parts):
         number, p.channels, all_vectors, least, parts, part
     )
     if channels == 0 or vectors == 0 or first_stretch == last_stretch:
-        return
+        return DONE
     j_first = v_first * wide
     columns = min(vectors * wide, cols - j_first)
     pieces, pixels = kernel_pieces(p.reach_y, p.reach_x), pixel_squares(p)
@@ -363,7 +365,8 @@ def correlate_part(task, part, parts):
     # The blocks decide in which order sums are made: they must not depend on the threads.
     square_bytes = 16 * (p.channels * size + all_vectors * MACHINE.vector_bytes)
     most = max(_LONG_BLOCK_BYTES // square_bytes, _LEAST_DEPTH)
-    most = evenly(longest(squares // whole, number), max(most // whole, 1)) * whole
+    blocks = fewest_parts(longest(squares // whole, number), max(most // whole, 1))
+    most = length_of(blocks, 0) * whole
     line = whole if several else most
     v_row = align(channels * size, CACHE_LINE) + CACHE_LINE
     y_row = vectors * MACHINE.vector_bytes + CACHE_LINE
@@ -440,6 +443,7 @@ def correlate_part(task, part, parts):
     keep_alive(gradient_memory)
     keep_alive(zeros_memory)
     keep_alive(table_memory)
+    return DONE
 
 
 def weights_part(task, part, parts):
@@ -481,3 +485,4 @@ def weights_part(task, part, parts):
             list_rows(targets + 24 * i, at, p.channels * cols * size, 3)
         for k in range(begin, end):
             _weight_gradient_of(alpha, sources, k * sum_row, targets, k * cols * size, cols)
+    return DONE

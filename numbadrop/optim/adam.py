@@ -59,6 +59,8 @@ class Adam(Optimizer):
 
     def _check(self, group: Mapping[str, Any]) -> None:
         check_range("lr", group["lr"], 0)
+        if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
+            raise ValueError(f"betas must be a pair, got {group['betas']}")
         for number, beta in enumerate(group["betas"]):
             check_range(f"betas[{number}]", beta, 0, 1)
         check_range("eps", group["eps"], 0, open_low=True)

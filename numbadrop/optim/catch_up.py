@@ -8,6 +8,7 @@ is that of a step on all weights, to rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,18 +33,19 @@ class Lag:
     ----------
     element : callable
         The element rule.
-    value, slot : ndarray, shape (..., n_out), C-contiguous
-        The weights and their one slot, changed in place.
+    value : ndarray, shape (..., n_out), C-contiguous
+        The weights, changed in place.
+    slots : ndarray, shape (1, ..., n_out), C-contiguous
+        Their one slot, changed in place.
     """
 
-    def __init__(self, element: Callable[..., None], value: Array, slot: Array) -> None:
+    def __init__(self, element: Callable[..., None], value: Array, slots: Array) -> None:
         self._element = element
-        self._shape = value.shape
-        # A matrix with all axes but the last as its rows; views, since both are contiguous.
-        self._value = value.reshape(-1, value.shape[-1])
-        self._slot = slot.reshape(self._value.shape)
-        self._seen = np.zeros(self._value.shape, np.uint8)
-        self._all = tuple(map(IndexSet.all, self._value.shape))
+        # No view of them is kept: in a copy of this it would be an array of its own.
+        self.value, self._slots = value, slots
+        matrix = math.prod(value.shape[:-1]), value.shape[-1]
+        self._seen = np.zeros(matrix, np.uint8)
+        self._all = tuple(map(IndexSet.all, matrix))
         self._maps = np.empty((_WINDOW, 2, 2))
         self._steps = 0
 
@@ -52,28 +54,29 @@ class Lag:
         if self._steps == 0:
             return
         if all(units is None or units.is_all for units in index):
-            self._apply((), 0)
+            self._apply(None, None, 0)
             self._steps = 0
         else:
-            self._apply(index, self._steps)
+            self._apply(*as_matrix_index(index, self.value.shape), self._steps)
 
-    def advance(self, rule: tuple[float, ...], *index: IndexSet | None) -> None:
-        """Count a step, which the caller is about to make on this block."""
+    def advance(
+        self, rule: tuple[float, ...], rows: IndexSet | None, cols: IndexSet | None
+    ) -> None:
+        """Count a step, which the caller is about to make on a block of the matrix of weights."""
         if self._steps == _WINDOW:
             self.refresh()
-        self._apply(index, self._steps + 1)
+        self._apply(rows, cols, self._steps + 1)
         # The columns are what becomes of a weight and its slot that are (1, 0) and (0, 1).
         columns = np.eye(2)
         self._element(rule, columns[0], columns[1:], slice(None), np.zeros(2))
         self._maps[self._steps] = columns
         self._steps += 1
 
-    def _apply(self, index: tuple[IndexSet | None, ...], seen: int) -> None:
+    def _apply(self, rows: IndexSet | None, cols: IndexSet | None, seen: int) -> None:
         """Apply all missed steps to a block, and mark it as having seen so many."""
-        block = as_matrix_index(index, self._shape)
-        rows, cols = (
+        block = (
             (every if units is None else units).indices
-            for units, every in zip(block, self._all, strict=True)
+            for units, every in zip((rows, cols), self._all, strict=True)
         )
-        maps = self._maps[: self._steps]
-        apply_missed(self._value, self._slot, self._seen, maps, rows, cols, seen)
+        value, slot = (array.reshape(self._seen.shape) for array in (self.value, self._slots))
+        apply_missed(value, slot, self._seen, self._maps[: self._steps], *block, seen)

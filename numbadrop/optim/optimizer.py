@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from operator import is_
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,8 +32,6 @@ class State:
     steps: int = 0
     lag: Lag | None = None
     update: kernels.BlockUpdate | None = None
-    update_of: tuple[type, Array, Array] | None = None
-    """What `update` was made of."""
 
 
 class Optimizer:
@@ -104,7 +101,7 @@ class Optimizer:
                         "inactive='catch_up' works on the host alone, params holds a parameter of "
                         f"shape {parameter.shape} on the GPU: use 'frozen' there"
                     )
-                state.lag = Lag(self._linear, parameter.value, state.slots[0])
+                state.lag = Lag(self._linear, parameter.value, state.slots)
                 parameter.before_read = state.lag.refresh
 
     def _check(self, group: Mapping[str, Any]) -> None:
@@ -127,19 +124,23 @@ class Optimizer:
         TypeError, ValueError
             If a gradient does not fit its parameter. Nothing has been changed then.
         """
-        for number, parameter in enumerate(self._states):
-            _check_gradient(number, parameter)
-        kernels.update_blocks(self._updates())
-
-    def _updates(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the update of each parameter, and count a step once it is asked for the next."""
+        for number, (parameter, state) in enumerate(self._states.items()):
+            _check_gradient(number, parameter, state)
+        # All are checked before one is done.
+        due = []
         for group in self.param_groups:
             lr = group["lr"] * self.lr_scale
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     state = self._states[parameter]
-                    yield _due_update(self._rule(group, lr, state), parameter, state)
-                    state.steps += 1
+                    rule = self._rule(group, lr, state)
+                    due.append((parameter, state, _due_update(rule, parameter, state)))
+        for parameter, state, update in due:
+            parameter.version += 1
+            state.steps += 1
+            if state.lag is not None:
+                state.lag.advance(update.rule, update.rows, update.cols)
+        kernels.update_blocks([update for *_, update in due])
 
     def catch_up(self) -> None:
         """Make up for all steps that inactive weights have missed. Does nothing if "frozen"."""
@@ -207,6 +208,8 @@ def _groups(params: Parameters, defaults: dict[str, Any]) -> list[dict[str, Any]
         for parameter in group["params"]:
             if not isinstance(parameter, Parameter):
                 raise TypeError(f"params must hold Parameters, got {type(parameter).__name__}")
+            if parameter.shape == ():
+                raise ValueError("params must have at least one axis, got a Parameter of shape ()")
         groups.append(group)
     return groups
 
@@ -220,7 +223,7 @@ def check_range(
         raise ValueError(f"{name} must be in {left}{low:g}, {high:g}), got {value}")
 
 
-def _check_gradient(number: int, parameter: Parameter) -> None:
+def _check_gradient(number: int, parameter: Parameter, state: State) -> None:
     grad = parameter.grad
     if grad is None:
         return
@@ -234,7 +237,11 @@ def _check_gradient(number: int, parameter: Parameter) -> None:
         )
     values = grad.values if isinstance(grad, Block) else grad
     check_same_memory(f"gradient of parameter {number}", values, "its value", parameter.value)
-    # As a matrix it would be a copy, the update lost.
+    if state.lag is not None and state.lag.value is not parameter.value:
+        raise ValueError(
+            f"value of parameter {number} was replaced, and inactive='catch_up' has counted the "
+            "steps of another: write into it, or make a new optimizer"
+        )
     if is_host(parameter.value) and not parameter.value.flags.c_contiguous:
         raise ValueError(
             f"value of parameter {number} must be C-contiguous, its strides are "
@@ -242,24 +249,23 @@ def _check_gradient(number: int, parameter: Parameter) -> None:
         )
 
 
-def _due_update(rule: tuple[float, ...], parameter: Parameter, state: State) -> tuple[Any, ...]:
+def _due_update(rule: tuple[float, ...], parameter: Parameter, state: State) -> kernels.Update:
     """Return what `kernels.update_blocks` takes."""
     grad = parameter.grad
     assert grad is not None
     values, index = (grad.values, grad.index) if isinstance(grad, Block) else (grad, ())
-    if state.lag is not None:
-        state.lag.advance(rule, *index)
     if is_host(state.slots) != is_host(parameter.value):
         # The parameter was moved since.
         state.slots = (to_host if is_host(parameter.value) else to_device)(state.slots)
-    current = (type(rule), parameter.value, state.slots)
-    if state.update_of is None or not all(map(is_, state.update_of, current)):
-        rule_class, value, slots = state.update_of = current
-        if value.ndim > 2:  # The kernel knows matrices; as one, all axes but the last are rows.
-            value = value.reshape(-1, value.shape[-1])
-            slots = slots.reshape(-1, *value.shape)
-        state.update = kernels.BlockUpdate(rule_class, value, slots)
-    if values.ndim > 2:
+    update = state.update
+    if (
+        update is None
+        or update.hyper is not type(rule)
+        or update.value is not parameter.value
+        or update.slots is not state.slots
+    ):
+        update = kernels.BlockUpdate(type(rule), parameter.value, state.slots)
+        state.update = update
+    if values.ndim > 2:  # To the kernel, all axes but the last are rows.
         values = values.reshape(-1, values.shape[-1])
-    assert state.update is not None
-    return state.update, rule, values, *as_matrix_index(index, parameter.shape)
+    return update.check(rule, values, *as_matrix_index(index, parameter.shape))

@@ -15,7 +15,8 @@ class SGD(Optimizer):
     """Stochastic gradient descent, in PyTorch's form.
 
     ``d = g + weight_decay w``; ``m = momentum m + (1 - dampening) d``, but ``m = d`` in the first
-    step; ``w -= lr m``, or with Nesterov's momentum ``w -= lr (d + momentum m)``.
+    step; ``w -= lr m``, or with Nesterov's momentum ``w -= lr (d + momentum m)``. Without momentum
+    nothing is dampened.
 
     Weights that are not active in a step are frozen, and their momentum with them: neither decays,
     both are bit-identical afterwards. What a dense step with masks does, as PyTorch's, is
@@ -96,7 +97,7 @@ class SGD(Optimizer):
             if momentum:
                 raise ValueError(f"momentum was 0 when SGD was made, it cannot become {momentum}")
             return rules.SGDRule(lr, decay)
-        undamped = 1 - group["dampening"] if state.steps else 1.0
+        undamped = 1 - group["dampening"] if momentum and state.steps else 1.0
         ahead = (lr, lr * momentum) if group["nesterov"] else (0.0, lr)
         return rules.MomentumRule(momentum, undamped, decay, *ahead)
 
