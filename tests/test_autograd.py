@@ -64,6 +64,27 @@ def test_dtype_is_kept(dtype):
     assert x.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("op", [add, subtract, multiply])
+def test_a_promoted_argument_gets_a_gradient_of_its_own_dtype(op):
+    a, b = Variable(np.ones(2, "f"), requires_grad=True), leaf(2.0, 3.0)
+    op(a, b).backward(np.ones(2))
+    op(b, a).backward(np.ones(2))
+    assert (a.grad.dtype, b.grad.dtype) == (np.float32, np.float64)
+
+
+def test_a_value_that_was_changed_since_the_forward_pass_is_not_used():
+    a, b = leaf(2.0), leaf(3.0)
+    before, after = a * b, a + b
+    b.value += 1
+    b.version += 1
+    with pytest.raises(RuntimeError, match="argument 'b' of multiply has been changed since"):
+        before.backward()
+    (a * b).backward()
+    assert a.grad == 4.0
+    with pytest.raises(RuntimeError, match="argument 'b' of add has been changed since"):
+        after.backward()
+
+
 def test_a_variable_used_twice_gets_the_sum():
     # The diamond: y must not run back before both of its users have.
     x = leaf(2.0)

@@ -420,6 +420,7 @@ def check(random, seed, make, options, classify):
         assert_same(float(loss), dense_loss)
 
         before = [p.value.copy() for p in parameters], slots_of(optimizer)
+        optimizer.lr_scale = 0.9**t
         optimizer.step()
         after = [p.value for p in parameters], slots_of(optimizer)
         for linear, twin in pairs:
@@ -432,7 +433,7 @@ def check(random, seed, make, options, classify):
                 assert (grad[~active] == 0).all()
                 value, slots = dense_update(
                     make,
-                    options,
+                    {**options, "lr": options["lr"] * 0.9**t},
                     getattr(twin, name),
                     twin.slots.get(name),
                     grad,

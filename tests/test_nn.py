@@ -19,6 +19,7 @@ from numbadrop.nn import (
     Buffer,
     Conv2d,
     Dropout,
+    Dropout2d,
     Flatten,
     GlobalAvgPool2d,
     LeakyReLU,
@@ -36,6 +37,7 @@ from numbadrop.nn import (
     cross_entropy,
     mse,
 )
+from numbadrop.optim import SGD
 
 X = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
 PART_OF_FOUR = Activation(Variable(X[:, :3]), IndexSet([0, 1, 2], 4))
@@ -478,10 +480,19 @@ class TestBatchNorm:
 
     def test_factors_are_brought_up_to_date_before_they_are_read(self):
         layer, asked = BatchNorm1d(4), []
-        for parameter in layer.parameters():
-            parameter.before_read = lambda *index: asked.append(index)
         units = IndexSet([0, 2], 4)
-        layer(X, units)
+        expected = 2 * layer(X, units).value + 2
+
+        def read(parameter):
+            def refresh(*index):
+                asked.append(index)
+                parameter.value.fill(2)
+
+            return refresh
+
+        for parameter in layer.parameters():
+            parameter.before_read = read(parameter)
+        np.testing.assert_allclose(layer(X, units).value, expected, rtol=1e-6, atol=1e-6)
         assert asked == [(units,)] * 2
 
     def test_eval_changes_nothing(self):
@@ -557,6 +568,23 @@ class TestDropout:
         np.testing.assert_allclose((y == 0).mean(), 0.25, atol=0.0123)
         assert layer.eval()(x).value is x
 
+    @pytest.mark.parametrize(
+        ("layer", "shape", "axes"), [(Dropout, (40, 3, 2, 30), ()), (Dropout2d, (40, 30), (1, 2))]
+    )
+    def test_independent_drops_others_for_each_sample(self, layer, shape, axes):
+        layer = layer(0.5).seed(0)
+        x = np.ones((40, 3, 2, 30))
+        y = layer(x).value
+        assert set(np.unique(y)) == {0, 2}
+        drawn = y.max(axis=axes)
+        np.testing.assert_array_equal(y, np.broadcast_to(np.expand_dims(drawn, axes), x.shape))
+        assert drawn.shape == shape
+        for axis in range(drawn.ndim):
+            others = np.diff(drawn, axis=axis)
+            # At least 1160 draws of whether neighbours differ: four standard deviations are 0.06.
+            np.testing.assert_allclose((others != 0).mean(), 0.5, atol=0.06)
+        assert layer.eval()(x).value is x
+
     @given(n=st.integers(1, 30), p=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 9))
     def test_batchwise(self, n, p, seed):
         layer = BatchwiseDropout(p).seed(seed)
@@ -574,6 +602,14 @@ class TestDropout:
         assert (counts[~within.mask()] == 0).all()
         # Binomial(4000, 1/2): four standard deviations are 126.
         np.testing.assert_allclose(counts[within.mask()], 2000, atol=126)
+
+    def test_batchwise_draws_every_pair_equally_often(self):
+        layer, pairs = BatchwiseDropout(0.7).seed(0), np.zeros((10, 10))
+        for _ in range(4000):
+            kept = layer.draw(IndexSet.all(10)).units.mask()
+            pairs += np.outer(kept, kept)
+        # Binomial(4000, 1/15), as 3 of the 45 pairs are kept: four standard deviations are 63.
+        np.testing.assert_allclose(pairs[~np.eye(10, dtype=bool)], 4000 / 15, atol=63)
 
     def test_a_pattern_drawn_ahead(self):
         layer = BatchwiseDropout(0.5)
@@ -715,8 +751,14 @@ class TestSequential:
         wanted = IndexSet([1], 4)
         assert net(X, wanted).units == wanted
         assert Sequential()(X).value is X
-        dropping = Sequential(Linear(4, 8), Sequential(ReLU(), BatchwiseDropout(0.5)), Linear(8, 2))
-        assert dropping(X).value.shape == (2, 2)
+
+    def test_a_dropout_in_nested_unitwise_layers_is_drawn_ahead(self):
+        first, last = Spy(4, 16), Spy(8, 2)
+        inner = Sequential(ReLU(), Sequential(BatchwiseDropout(0.5)))
+        net = Sequential(first, inner, BatchwiseDropout(0.5), Linear(16, 8), inner, last).seed(0)
+        assert net(X).value.shape == (2, 2)
+        assert len(first.blocks[0][1]) == 8
+        assert len(last.blocks[0][0]) == 4
 
     def test_two_dropouts_in_one_tail(self):
         dropout = BatchwiseDropout(0.5)
@@ -726,6 +768,11 @@ class TestSequential:
         assert len(y.units) == 2
         expected = np.maximum(X @ layer.weight.value, 0)[:, y.units.indices] * 4
         np.testing.assert_allclose(y.value, expected, rtol=1e-5)
+
+    def test_layers_are_fixed(self):
+        net = Sequential(Linear(4, 4))
+        with pytest.raises(AttributeError, match="layers"):
+            net.layers = (Linear(4, 2),)
 
     def test_bad_layers(self):
         with pytest.raises(TypeError, match="layer 1 must be a Module, got type"):
@@ -776,6 +823,25 @@ class TestModule:
         assert [name for name, _ in net.named_parameters()] == names
         assert net.parameters() == [p for _, p in net.named_parameters()]
         assert len(net.modules()) == 5
+
+    def test_modules_that_know_each_other(self):
+        net = Net()
+        net.inner.owner = net
+        assert len(net.modules()) == 5
+        assert len(net.parameters()) == 4
+
+    def test_a_step_between_forward_and_backward_is_noticed(self):
+        net = Sequential(Linear(4, 3), Linear(3, 2)).seed(0)
+        optimizer = SGD(net.parameters(), lr=1.0)
+        first, second = (mse(net(X), np.zeros((2, 2), np.float32)) for _ in range(2))
+        first.backward()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="of linear has been changed since the forward pass"):
+            second.backward()
+        third = mse(net(X), np.zeros((2, 2), np.float32))
+        net.load_state_dict(net.state_dict())
+        with pytest.raises(RuntimeError, match="of linear has been changed since the forward pass"):
+            third.backward()
 
     def test_modes(self):
         net = Net()

@@ -76,13 +76,17 @@ class _Record:
     __slots__ = ("arguments", "number", "out", "primitive", "sources")
 
     def __init__(
-        self, made_by: Primitive, arguments: list[Any], out: Array, sources: list[tuple[int, Any]]
+        self,
+        made_by: Primitive,
+        arguments: list[Any],
+        out: Array,
+        sources: list[tuple[int, Variable, int]],
     ) -> None:
         self.number = next(_numbers)
         self.primitive = made_by
         self.arguments = arguments
         self.out: Array | None = out
-        self.sources: list[tuple[int, Variable]] | None = sources
+        self.sources: list[tuple[int, Variable, int]] | None = sources
 
     def free(self) -> None:
         self.arguments, self.out, self.sources = [], None, None
@@ -104,6 +108,9 @@ class Variable:
     grad : None, ndarray or Block
         Sum of the gradients of all backward passes since it was last set to None.
     requires_grad : bool
+    version : int
+        How often the value was changed in place. Whoever does that counts it here, so that a
+        backward pass does not take the new value for the one that the forward pass saw.
 
     Raises
     ------
@@ -118,7 +125,7 @@ class Variable:
     array([-1.,  1.])
     """
 
-    __slots__ = ("_record", "grad", "requires_grad", "value")
+    __slots__ = ("_record", "grad", "requires_grad", "value", "version")
 
     # NumPy leaves `array * variable` to the variable.
     __array_ufunc__ = None
@@ -129,6 +136,7 @@ class Variable:
             raise TypeError(f"value must hold floats to have a gradient, got {self.value.dtype}")
         self.grad: Gradient | None = None
         self.requires_grad = requires_grad
+        self.version = 0
         self._record: _Record | None = None
 
     @property
@@ -153,8 +161,9 @@ class Variable:
         Raises
         ------
         RuntimeError
-            If nothing that this variable was made from requires a gradient, or if a backward pass
-            has already used up the records.
+            If nothing that this variable was made from requires a gradient, if a backward pass
+            has already used up the records, or if an optimizer's step has changed since what they
+            are of.
         ValueError, TypeError
             If `gradient` is missing or does not fit, or if a gradient rule returns something of
             another shape or dtype than its argument.
@@ -246,9 +255,15 @@ def _walk(start: Variable, gradient: Gradient) -> None:
     while ready:
         number, record = heappop(ready)
         out_gradient = gradients.pop(-number)
-        made_by, arguments = record.primitive, record.arguments
+        made_by, arguments, sources = record.primitive, record.arguments, record.sources or ()
+        for position, source, version in sources:
+            if source.version != version:
+                raise RuntimeError(
+                    f"argument {made_by.names[position]!r} of {made_by.__name__} has been changed "
+                    "since the forward pass, as by an optimizer's step: repeat the forward pass"
+                )
         prepared = made_by.prepare_step(out_gradient, record.out, *arguments)
-        for position, source in record.sources or ():
+        for position, source, _ in sources:
             result = made_by.rules[position](prepared, record.out, *arguments)
             name = made_by.names[position]
             of = "gradient of {} for argument {!r}"
@@ -281,7 +296,7 @@ class Primitive:
             bound.apply_defaults()
             arguments = bound.args
         values: list[Any] = []
-        sources: list[tuple[int, Variable]] = []
+        sources: list[tuple[int, Variable, int]] = []
         for position, argument in enumerate(arguments):
             if not isinstance(argument, Variable):
                 values.append(argument)
@@ -293,7 +308,7 @@ class Primitive:
                         f"{self.__name__} has no gradient rule for argument "
                         f"{self.names[position]!r}, which requires a gradient"
                     )
-                sources.append((position, argument))
+                sources.append((position, argument, argument.version))
         result = Variable(self.function(*values))
         if sources:
             result.requires_grad = True
@@ -351,13 +366,14 @@ def primitive(function: Callable[..., Any]) -> Primitive:
     return Primitive(function)
 
 
-def _summed_to(shape: tuple[int, ...], g: Array) -> Array:
-    """Undo broadcasting: sum over the axes along which an argument of this shape was repeated."""
-    if g.shape == shape:
-        return g
-    g = g.sum(axis=tuple(range(g.ndim - len(shape))))
-    repeated = tuple(i for i, n in enumerate(shape) if n != g.shape[i])
-    return _as_array(g.sum(axis=repeated, keepdims=True))
+def _as_of(argument: Array, g: Array) -> Array:
+    """Undo broadcasting and promotion: sum over the axes that were repeated, cast to the dtype."""
+    shape = argument.shape
+    if g.shape != shape:
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+        repeated = tuple(i for i, n in enumerate(shape) if n != g.shape[i])
+        g = _as_array(g.sum(axis=repeated, keepdims=True))
+    return g if g.dtype == argument.dtype else g.astype(argument.dtype)
 
 
 @primitive
@@ -368,12 +384,12 @@ def add(a: Array, b: Array) -> Array:
 
 @add.gradient("a")
 def _(g: Array, out: Array, a: Array, b: Array) -> Array:
-    return _summed_to(a.shape, g)
+    return _as_of(a, g)
 
 
 @add.gradient("b")
 def _(g: Array, out: Array, a: Array, b: Array) -> Array:
-    return _summed_to(b.shape, g)
+    return _as_of(b, g)
 
 
 @primitive
@@ -384,12 +400,12 @@ def subtract(a: Array, b: Array) -> Array:
 
 @subtract.gradient("a")
 def _(g: Array, out: Array, a: Array, b: Array) -> Array:
-    return _summed_to(a.shape, g)
+    return _as_of(a, g)
 
 
 @subtract.gradient("b")
 def _(g: Array, out: Array, a: Array, b: Array) -> Array:
-    return _summed_to(b.shape, -g)
+    return _as_of(b, -g)
 
 
 @primitive
@@ -400,12 +416,12 @@ def multiply(a: Array, b: Array) -> Array:
 
 @multiply.gradient("a")
 def _(g: Array, out: Array, a: Array, b: Array) -> Array:
-    return _summed_to(a.shape, g * b)
+    return _as_of(a, g * b)
 
 
 @multiply.gradient("b")
 def _(g: Array, out: Array, a: Array, b: Array) -> Array:
-    return _summed_to(b.shape, g * a)
+    return _as_of(b, g * a)
 
 
 @primitive

@@ -152,12 +152,15 @@ class Module:
 
     def modules(self) -> list[Module]:
         """Return this module and all modules inside it, each once."""
-        return list(dict.fromkeys(module for _, module in self._named_modules("")))
+        return [module for _, module in self._named_modules("", set())]
 
-    def _named_modules(self, prefix: str) -> Iterator[tuple[str, Module]]:
-        yield prefix, self
-        for name, child in self.children():
-            yield from child._named_modules(f"{prefix}{name}.")
+    def _named_modules(self, prefix: str, seen: set[Module]) -> Iterator[tuple[str, Module]]:
+        """Yield each module once, with the first path that leads to it."""
+        if self not in seen:
+            seen.add(self)
+            yield prefix, self
+            for name, child in self.children():
+                yield from child._named_modules(f"{prefix}{name}.", seen)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield all parameters, each once, with the path of attributes that leads to them."""
@@ -169,7 +172,7 @@ class Module:
 
     def _named(self, kind: type[Held]) -> Iterator[tuple[str, Held]]:
         seen = set()
-        for prefix, module in self._named_modules(""):
+        for prefix, module in self._named_modules("", set()):
             for name, value in vars(module).items():
                 if isinstance(value, kind) and value not in seen:
                     seen.add(value)
@@ -261,6 +264,8 @@ class Module:
         """
         own = self._state()
         check_state(own, state)
+        for parameter in self.parameters():
+            parameter.version += 1
         for name, value in own.items():
             value[...] = state[name]
 

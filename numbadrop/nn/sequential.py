@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from numbadrop.index_set import IndexSet
 from numbadrop.nn.activation import Activation, Input
@@ -26,6 +26,16 @@ class Sequential(Module):
     ----------
     *layers : Module
 
+    Attributes
+    ----------
+    layers : tuple of Module
+        Fixed: to replace one, make another Sequential of the others and the new one.
+
+    Raises
+    ------
+    TypeError
+        If a layer is no Module.
+
     Examples
     --------
     >>> import numpy as np
@@ -39,16 +49,21 @@ class Sequential(Module):
         for position, layer in enumerate(layers):
             if not isinstance(layer, Module):
                 raise TypeError(f"layer {position} must be a Module, got {type(layer).__name__}")
-        self.layers = layers
+        self._layers = layers
         self.unitwise = all(layer.unitwise for layer in layers)
         # A layer that makes units, and the unit-wise layers behind it. The input makes units too.
         stages: list[tuple[Module | None, list[Module]]] = [(None, [])]
-        for layer in layers:
+        for layer in _flat(layers):
             if layer.unitwise:
                 stages[-1][1].append(layer)
             else:
                 stages.append((layer, []))
         self._stages = stages
+
+    @property
+    def layers(self) -> tuple[Module, ...]:
+        """The layers in their order."""
+        return self._layers
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield the layers, named by their positions."""
@@ -66,6 +81,18 @@ class Sequential(Module):
         for stage in self._stages:
             x = _run(*stage, x, units if stage is self._stages[-1] else None)
         return x
+
+
+def _flat(layers: Iterable[Module]) -> Iterator[Module]:
+    """Yield layers, and instead of rows of unit-wise ones what is in them.
+
+    So that a dropout in them is seen, and drawn before what makes its units.
+    """
+    for layer in layers:
+        if type(layer) is Sequential and layer.unitwise:
+            yield from _flat(layer.layers)
+        else:
+            yield layer
 
 
 def _run(

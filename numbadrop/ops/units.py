@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from numbadrop import kernels
 from numbadrop.autograd import primitive
 from numbadrop.index_set import IndexSet
+from numbadrop.kernels.arrays import check_units
 
 __all__ = ["flatten", "place_units", "take_units", "unflatten"]
 
@@ -55,7 +56,13 @@ def place_units(x: Array, units: IndexSet) -> Array:
     Returns
     -------
     ndarray, shape (..., units.size)
+
+    Raises
+    ------
+    ValueError
+        If the last axis of `x` does not have one element for each unit.
     """
+    check_units("x", x.ndim - 1, x.shape[-1], "units", len(units))
     placed = np.zeros((*x.shape[:-1], units.size), x.dtype, like=x)
     placed[..., units] = x
     return placed
