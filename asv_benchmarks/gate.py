@@ -74,9 +74,12 @@ def benchmarks() -> Iterator[tuple[str, Name]]:
 
 def work() -> None:
     """Answer the requests on standard input, one a line, until it ends."""
+    from numbadrop import kernels  # of the commit that this process measures
+
     running: Any = None
     arguments: tuple[Any, ...] = ()
     method, calls = "", 1
+    threads = kernels.get_num_threads()
     for line in sys.stdin:
         request = json.loads(line)
         answer: Any = None
@@ -86,6 +89,7 @@ def work() -> None:
             axes = found.params if isinstance(found.params[0], tuple) else (found.params,)
             arguments = tuple(axis[at] for axis, at in zip(axes, name.params, strict=True))
             running, method = found(), name.method
+            kernels.set_num_threads(threads)  # One that wants fewer leaves it so.
             try:
                 running.setup(*arguments)
                 calls = max(1, round(TURN / max(_seconds(running, method, arguments, 3), 1e-9)))

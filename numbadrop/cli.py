@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     command = args.pop("command")
     try:
         command(**args)
+        sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not flush to it on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,8 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     option("--data-dir", metavar="DIR", help="folder with the files of MNIST or CIFAR-10; else "
            "they are downloaded once")  # fmt: skip
-    option("--validation", type=_count, metavar="N", help="hold out the last N training samples, "
-           "and test on them instead of on the test set")  # fmt: skip
+    option("--validation", type=_count, metavar="N", help="hold out N training samples, always "
+           "the same, and test on them instead of on the test set")  # fmt: skip
     option("--recipe", choices=("graham",), help="start from the reference experiment of Graham et "
            "al. for this data set; other options change it")  # fmt: skip
     option("--model", choices=MODELS, help="a multilayer perceptron (default), or a convolutional "
@@ -239,6 +240,9 @@ def _train(
 
     threads = _set_threads(threads)
     config = _resumed_config(output, options) if resume else _new_config(options)
+    if patience is None:
+        patience = config.get("patience")
+    config["patience"] = patience
     recipe = Recipe.from_dict(config["recipe"])
     try:
         schedule = schedule_from(recipe.schedule, recipe.epochs)
@@ -329,20 +333,34 @@ def _new_config(options: dict[str, Any]) -> dict[str, Any]:
 
     config = {name: options.pop(name, None) for name in ("data", "data_dir", "validation")}
     model = options.get("model", "mlp")
-    config["data"] = config["data"] or DATA_OF_MODEL[model]
+    config["data"] = _from_anywhere("data", config["data"] or DATA_OF_MODEL[model])
+    config["data_dir"] = _from_anywhere("data_dir", config["data_dir"])
     if model != "mlp":
         for name in ("hidden", "input_dropout", "recipe"):
             if name in options:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} is for --model mlp, got --model {model}")
-    if "optimizer" in options:
-        options.setdefault("lr", LEARNING_RATES[options["optimizer"]])
     if options.pop("recipe", None) == "graham":
         recipe = graham(config["data"], **options)
+        if recipe.optimizer != "nag" and "lr" not in options:
+            raise UserError(
+                "--recipe graham knows a learning rate for nag alone: give --lr with --optimizer "
+                f"{recipe.optimizer}"
+            )
     else:
+        if "optimizer" in options:
+            options.setdefault("lr", LEARNING_RATES[options["optimizer"]])
         defaults = {**OF_MODEL.get(model, {}), **OF_DATA.get(config["data"], {})}
         recipe = Recipe(**{**defaults, **options})
+    if "momentum" in options and recipe.optimizer not in ("sgd", "nag"):
+        raise UserError(f"--momentum is for sgd and nag, got --optimizer {recipe.optimizer}")
     return {**config, "recipe": recipe.as_dict()}
+
+
+def _from_anywhere(option: str, value: Any) -> Any:
+    """Return an option's value in which a path is absolute: a run may be resumed elsewhere."""
+    is_path = option == "data_dir" or (option == "data" and value not in DATA_SETS)
+    return str(Path(value).resolve()) if is_path and value is not None else value
 
 
 def _resumed_config(output: Path | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -357,10 +375,10 @@ def _resumed_config(output: Path | None, options: dict[str, Any]) -> dict[str, A
     if "epochs" in options:
         recipe = replace(recipe, epochs=options.pop("epochs"))
     if "data_dir" in options:
-        config["data_dir"] = options.pop("data_dir")
+        config["data_dir"] = _from_anywhere("data_dir", options.pop("data_dir"))
     of_run = {**config, **vars(recipe), "recipe": "graham" if recipe.reference else None}
     for name, value in options.items():
-        if of_run[name] != value:
+        if _from_anywhere(name, of_run[name]) != _from_anywhere(name, value):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is {of_run[name]} in the run of {path}, got {value}")
     return {**config, "recipe": recipe.as_dict()}
@@ -527,7 +545,7 @@ def _info() -> None:
 
     import numbadrop
     from numbadrop import kernels
-    from numbadrop.kernels.elements import MACHINE
+    from numbadrop.kernels.elements import CPU, MACHINE
     from numbadrop.train.warmup import described_cache
 
     features = sorted(name for name, there in llvm.get_host_cpu_features().items() if there)
@@ -537,7 +555,7 @@ def _info() -> None:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "numba": f"{numba.__version__}, llvmlite {version('llvmlite')}",
-        "cpu": llvm.get_host_cpu_name(),
+        "cpu": CPU,
         "cpu features": " ".join(features),
         "register tile": f"{MACHINE.name}, {MACHINE.tile_rows}x{MACHINE.tile_vectors * lanes} "
         "float32",

@@ -89,6 +89,12 @@ class TestTrain:
         )
         assert "Traceback" not in err
 
+    def test_data_in_float64(self, npz, tmp_path):
+        path = tmp_path / "double.npz"
+        with np.load(npz) as arrays:
+            np.savez(path, **{k: a.astype(float) if k[0] == "x" else a for k, a in arrays.items()})
+        assert run("train", "--data", path, *SMALL, "--epochs", 1) == 0
+
     def test_output(self, npz, tmp_path, capsys):
         folder = tmp_path / "run"
         assert run("train", "--data", npz, *SMALL, "--epochs", 3, "--output", folder) == 0
@@ -137,8 +143,9 @@ class TestTrain:
         assert run("train", "--data", npz, *SMALL, *options) == 0
         assert "after 4 epochs" in capsys.readouterr().out
 
-    def test_graham(self, npz, capsys):
-        assert run("train", "--recipe", "graham", "--data", npz, "--epochs", 1) == 0
+    @pytest.mark.parametrize("optimizer", [[], ["--optimizer", "nag"]])
+    def test_graham(self, optimizer, npz, capsys):
+        assert run("train", "--recipe", "graham", *optimizer, "--data", npz, "--epochs", 1) == 0
         out = capsys.readouterr().out
         assert "net 20-800-800-4, batchwise dropout of 0.2 of the inputs and 0.5" in out
         assert "nag, learning rate 0.01 (exponential:0.01), sum loss, batches of 100" in out
@@ -189,6 +196,25 @@ class TestResume:
         again = ["--hidden", "12", "--optimizer", "adam", "--epochs", 5]
         assert run("train", "--resume", "--output", short, *again) == 0
         same_run(short, whole)
+
+    def test_from_another_folder(self, npz, tmp_path, monkeypatch):
+        monkeypatch.chdir(npz.parent)
+        options = ["--data", npz.name, *SMALL, "--output", tmp_path / "run"]
+        assert run("train", *options, "--epochs", 1) == 0
+        monkeypatch.chdir(tmp_path)
+        assert run("train", "--resume", "--output", "run", "--epochs", 2) == 0
+        monkeypatch.chdir(npz.parent)
+        assert run("train", "--resume", *options, "--epochs", 3) == 0
+        assert len(read_metrics(tmp_path / "run" / METRICS_NAME)) == 3
+
+    def test_patience_is_an_option_of_the_run(self, npz, tmp_path):
+        options = ["--data", npz, *SMALL, "--lr", "1e-30", "--patience", 3, "--output", tmp_path]
+        assert run("train", *options, "--epochs", 2) == 0
+        assert run("train", "--resume", "--output", tmp_path, "--epochs", 50) == 0
+        assert len(read_metrics(tmp_path / METRICS_NAME)) == 4
+        again = ["--resume", "--output", tmp_path, "--epochs", 50, "--patience", 5]
+        assert run("train", *again) == 0
+        assert len(read_metrics(tmp_path / METRICS_NAME)) == 6
 
     def test_augmented(self, images, tmp_path, capsys):
         short, whole = tmp_path / "short", tmp_path / "whole"
@@ -354,7 +380,19 @@ class TestMistakes:
                 ["train", "--augment", "8"],
                 r"--augment: shift must be below .*got 8 for .*\(8, 8, 1\)",
             ),
-            (["train", "--data", "cifar10", "--data-dir", "absent"], "no CIFAR-10 in absent"),
+            (["train", "--data", "cifar10", "--data-dir", "absent"], "no CIFAR-10 in .*absent"),
+            (
+                ["train", "--optimizer", "adam", "--momentum", "0.5"],
+                "--momentum is for sgd and nag, got --optimizer adam",
+            ),
+            (
+                ["train", "--model", "lenet", "--momentum", "0.5"],
+                "--momentum is for sgd and nag, got --optimizer adam",
+            ),
+            (
+                ["train", "--recipe", "graham", "--optimizer", "sgd"],
+                "--recipe graham knows a learning rate for nag alone: give --lr with --opt.* sgd",
+            ),
             (["train", "--data", "absent"], "absent: no such file or folder"),
             (
                 ["train", "--model", "lenet", "--hidden", "9"],

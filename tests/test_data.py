@@ -4,6 +4,7 @@ import gzip
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -192,11 +193,22 @@ class TestDataset:
         np.testing.assert_array_equal(x, stored[minibatches.order(2)[3:]] / 16)
 
     def test_validation_split_leaves_the_test_samples_out(self):
-        data = Dataset("mine", **GOOD, classes=3, divisor=9.0, image_shape=(1, 3, 1))
-        split = data.validation_split(1)
+        numbers = np.arange(120)
+        mine = {**GOOD, "train_inputs": np.outer(numbers, [1.0, 2.0, 3.0])}
+        mine["train_labels"] = numbers // 40  # sorted by class
+        data = Dataset("mine", **mine, classes=3, divisor=9.0, image_shape=(1, 3, 1))
+        split = data.validation_split(30)
         assert (split.divisor, split.image_shape) == (9.0, (1, 3, 1))
-        np.testing.assert_array_equal(split.train_labels, [0, 1, 2])
-        np.testing.assert_array_equal(split.test_labels, [0])
+        train, held_out = (
+            part[:, 0].astype(int) for part in (split.train_inputs, split.test_inputs)
+        )
+        assert len(held_out) == 30
+        np.testing.assert_array_equal(np.sort([*train, *held_out]), numbers)
+        np.testing.assert_array_equal(split.train_labels, train // 40)
+        np.testing.assert_array_equal(split.test_labels, held_out // 40)
+        assert set(split.train_labels) == set(split.test_labels) == {0, 1, 2}
+        np.testing.assert_array_equal(data.validation_split(30).test_inputs, split.test_inputs)
+        data = Dataset("mine", **GOOD, classes=3)
         for count in (0, 4):
             with pytest.raises(ValueError, match=rf"count must be in \[1, 4\), got {count}"):
                 data.validation_split(count)
@@ -356,10 +368,13 @@ class TestLoadPath:
             ({"y_train": np.array([0, 1])}, r"train_labels must be of shape \(4,\)"),
             ({"y_train": np.array([0, 1, -1, 2])}, r"in \[0, 4\), got -1 at position 2"),
             ({"x_test": np.zeros(2)}, r"x_test must be of shape \(samples, ...\)"),
-            ({"x_test": np.zeros((2, 3, 2))}, r"of shape \(2, 3, 1\), test images \(3, 2, 1\)"),
-            ({"x_test": np.zeros((0, 2, 3))}, r"test_inputs must be of shape .*\(0, 6\)"),
+            (
+                {"x_test": np.zeros((2, 3, 2), "B")},
+                r"of shape \(2, 3, 1\), test images \(3, 2, 1\)",
+            ),
+            ({"x_test": np.zeros((0, 2, 3), "B")}, r"test_inputs must be of shape .*\(0, 6\)"),
             ({"x_train": np.full((4, 2, 3), "a")}, "train_inputs must be numbers"),
-            ({"x_test": np.zeros((2, 5))}, "have 6 features, test_inputs have 5"),
+            ({"x_test": np.zeros((2, 5), "B")}, "have 6 features, test_inputs have 5"),
             ({"x_train": np.array([{}] * 4)}, "not a readable"),
         ],
     )
@@ -369,6 +384,39 @@ class TestLoadPath:
         np.savez(path, **arrays)
         with pytest.raises(DataError, match=f"{path}.*{message}"):
             load_path(path)
+
+    @pytest.mark.parametrize("dtype", ["f2", ">f4", "f8"])
+    def test_floats_become_float32(self, dtype, tmp_path):
+        path, x_train = tmp_path / "mine.npz", np.arange(24).reshape(4, 6)
+        floats = {"x_train": x_train.astype(dtype), "x_test": x_train[:2].astype(dtype)}
+        np.savez(path, **{**ARRAYS, **floats})
+        data = load_path(path)
+        assert data.train_inputs.dtype == data.test_inputs.dtype == np.float32
+        np.testing.assert_array_equal(data.train_inputs, x_train)
+        assert data.divisor == 1
+        np.savez(path, **{**ARRAYS, **floats, "x_test": np.full((2, 6), 1e300)})
+        with pytest.raises(DataError, match="test_inputs must be finite, sample 0 has"):
+            load_path(path)
+
+    def test_both_parts_are_scaled_alike(self, tmp_path):
+        path = tmp_path / "mine.npz"
+        whole = {"x_test": ARRAYS["x_train"][:2].astype(np.int64)}
+        np.savez(path, **{**ARRAYS, **whole})
+        assert (load_path(path).test_inputs == 1).all()
+        np.savez(path, **{**ARRAYS, "x_test": np.ones((2, 2, 3))})
+        with pytest.raises(DataError, match=r"both be floats or both whole .* uint8 and float64"):
+            load_path(path)
+
+    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+    def test_damaged_npz(self, save, tmp_path):
+        path = tmp_path / "mine.npz"
+        save(path, **ARRAYS)
+        content = path.read_bytes()
+        for at in range(0, len(content), 7):
+            path.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+            # A byte that nobody reads may be any other.
+            with suppress(DataError):
+                load_path(path)
 
     def test_truncated_npz(self, tmp_path):
         path = tmp_path / "mine.npz"

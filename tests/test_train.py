@@ -24,8 +24,11 @@ from numbadrop.nn import (
     BatchwiseDropout,
     Conv2d,
     Dropout,
+    Dropout2d,
     Flatten,
+    LeakyReLU,
     Linear,
+    MaxPool2d,
     Module,
     ReLU,
     Sequential,
@@ -49,6 +52,7 @@ from numbadrop.train import (
     top_k_error,
     train_step,
 )
+from numbadrop.train.fit import _is_stale
 from numbadrop.train.recipe import Recipe, augmentation_from, graham, schedule_from
 from numbadrop.train.timing import step_times
 
@@ -153,6 +157,11 @@ class TestEvaluate:
         with pytest.raises(ValueError, match=message):
             evaluate(make()[0], DATA.test_inputs, labels, top_k=top_k)
 
+    @pytest.mark.parametrize("size", [0, -1])
+    def test_bad_batch_size(self, size):
+        with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {size}"):
+            evaluate(make()[0], DATA.test_inputs, DATA.test_labels, batch_size=size)
+
 
 class TestFit:
     @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -192,7 +201,14 @@ class TestFit:
     def test_files(self, tmp_path):
         folder = tmp_path / "new" / "run"
         seen = []
-        history = fit(*make(), DATA, **RUN, output=folder, config={"a": 1}, on_epoch=seen.append)
+
+        def see(metrics):
+            assert read_metrics(folder / METRICS_NAME)[-1] == metrics
+            assert load_checkpoint(folder / CHECKPOINT_NAME).progress["epoch"] == metrics.epoch
+            seen.append(metrics)
+
+        run = {**RUN, "seed": np.int64(RUN["seed"])}
+        history = fit(*make(), DATA, **run, output=folder, config={"a": np.int8(1)}, on_epoch=see)
         assert seen == history
         assert sorted(path.name for path in folder.iterdir()) == [CHECKPOINT_NAME, METRICS_NAME]
         lines = (folder / METRICS_NAME).read_text().splitlines()
@@ -219,6 +235,36 @@ class TestFit:
         still = SGD(model.parameters(), lr=0.0)
         history = fit(model, still, DATA, **{**RUN, "epochs": 50}, patience=4)
         assert len(history) == 5
+
+    @pytest.mark.parametrize(
+        ("errors", "stale"),
+        [
+            ([], False),
+            ([0.5, 0.4, 0.3, 0.2], False),
+            ([0.5, 0.2, 0.3], False),
+            ([0.5, 0.2, 0.3, 0.1], False),
+            ([0.5, 0.2, 0.3, 0.2], True),
+            ([0.2, 0.5, 0.4, 0.3], True),
+        ],
+    )
+    def test_patience_counts_from_the_lowest_error(self, errors, stale):
+        history = [EpochMetrics(n, 0.0, 0.0, error, 0.0, 0.0) for n, error in enumerate(errors)]
+        assert _is_stale(history, 2) == stale
+        assert not _is_stale(history, None)
+
+    @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signal")
+    @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+    def test_a_signal_that_is_ignored_stays_so(self, handler):
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            if handler is signal.SIG_IGN:
+                schedule = lambda _: signal.raise_signal(signal.SIGINT) or 1.0  # noqa: E731
+                assert len(fit(*make(), DATA, **RUN, schedule=schedule)) == RUN["epochs"]
+            else:
+                fit(*make(), DATA, **RUN)
+            assert signal.getsignal(signal.SIGINT) is handler
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def test_the_mode_of_each_module_is_as_before(self):
         model, optimizer = make()
@@ -308,10 +354,18 @@ class TestDivergence:
     def test_weights_that_blow_up_in_the_last_step_do_not_become_a_checkpoint(self, tmp_path):
         model, optimizer = make("sgd")
         whole = {**RUN, "batch_size": 200, "epochs": 1}
-        with pytest.raises(DivergedError, match="not finite"):
+        message = "not finite, in epoch 1 after 1 of 1 steps; the last good state"
+        with pytest.raises(DivergedError, match=message):
             fit(model, optimizer, DATA, **whole, output=tmp_path, schedule=lambda _: 1e42)
         assert load_checkpoint(tmp_path / CHECKPOINT_NAME).is_finite()
         assert read_metrics(tmp_path / METRICS_NAME) == []
+
+    def test_weights_that_are_bad_from_the_start(self, tmp_path):
+        model, optimizer = make("sgd")
+        model.parameters()[0].value[...] = np.nan
+        with pytest.raises(DivergedError, match=r"in epoch 1 after 0 of 7 steps\. A lower"):
+            fit(model, optimizer, DATA, **RUN, output=tmp_path)
+        assert not (tmp_path / CHECKPOINT_NAME).exists()
 
 
 @pytest.fixture(scope="module")
@@ -486,13 +540,14 @@ class TestResume:
             ),
             ({"reduction": "sum"}, "nag", "another run: reduction 'mean' there, 'sum' here"),
             ({}, "sgd", "another run: optimizer 'NAG' there, 'SGD' here"),
+            ({"data": BYTES.validation_split(40)}, "nag", "run: samples 200 there, 160 here"),
         ],
     )
     def test_another_run(self, change, optimizer, message, tmp_path):
         fit(*make(), BYTES, **{**RUN, "epochs": 1}, output=tmp_path)
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         with pytest.raises(CheckpointError, match=message):
-            fit(*make(optimizer), BYTES, **{**RUN, **change}, output=tmp_path, resume=True)
+            fit(*make(optimizer), **{"data": BYTES, **RUN, **change}, output=tmp_path, resume=True)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -814,6 +869,32 @@ class TestRecipe:
         assert kinds.count("Linear") == len(hidden) + 1
         dropped = {"batchwise": "BatchwiseDropout", "independent": "Dropout", "none": "-"}[pattern]
         assert kinds.count(dropped) == (pattern != "none") * (1 + len(hidden) * (dropout > 0))
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "nag", "adam", "adamw"])
+    def test_the_optimizer_has_its_options(self, optimizer):
+        recipe = Recipe(hidden=(3,), optimizer=optimizer, lr=0.0123, momentum=0.7)
+        for group in recipe.build(5, 3)[1].param_groups:
+            assert group["lr"] == 0.0123
+            assert group.get("momentum", 0.7) == 0.7
+
+    @pytest.mark.parametrize(
+        ("pattern", "of_channels", "of_units"),
+        [("batchwise", BatchwiseDropout, BatchwiseDropout), ("independent", Dropout2d, Dropout)],
+    )
+    def test_where_a_convolutional_net_drops(self, pattern, of_channels, of_units):
+        model, _ = Recipe(model="lenet", pattern=pattern, dropout=0.4).build(784, 10, (28, 28, 1))
+        found = [(type(x), getattr(x, "p", None)) for x in model.layers if type(x) is not LeakyReLU]
+        assert found[2:] == [  # behind the layers that make images of the input
+            (Conv2d, None),
+            (MaxPool2d, None),
+            (Conv2d, None),
+            (MaxPool2d, None),
+            (of_channels, 0.2),
+            (Flatten, None),
+            (Linear, None),
+            (of_units, 0.4),
+            (Linear, None),
+        ]
 
     @pytest.mark.parametrize("model", ["mlp", "lenet"])
     def test_an_unknown_pattern_is_refused(self, model):

@@ -1,8 +1,8 @@
 """The three products of a layer, fully connected or a convolution, here and by others.
 
 Operands that are dense are masked already, as the layer before has done so; what a dense product
-makes is masked by it. An extracted submatrix comes for nothing, and the gradient of its weights is
-not scattered.
+makes is masked in NumPy's alone. An extracted submatrix comes for nothing, and the gradient of its
+weights is not scattered.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from numbadrop.bench.contest import Contest, Result
 from numbadrop.bench.products import convolutions, matmuls
 from numbadrop.bench.roof import bandwidth, peak
 from numbadrop.bench.steps import steps
-from numbadrop.kernels.elements import MACHINE
+from numbadrop.kernels.elements import CPU, MACHINE
 from numbadrop.train.atomic import write_atomically
 
 __all__ = ["Report", "compare"]
@@ -31,8 +31,8 @@ KEEP = 0.5
 ROOF_BATCHES = (8, 32, 128, 512)
 ROUNDS, TURN = 5, 0.03
 CAPTION = (
-    "Times: as long as the first. All units: computes all and masks what is dropped, as PyTorch's "
-    "dropout does. np.ix_: copies the kept weights first. Extracted before: got them for nothing, "
+    "Times: as long as the first. All units: computes all of them; NumPy masks what is dropped as "
+    "well. np.ix_: copies the kept weights first. Extracted before: got them for nothing, "
     "and does not scatter the gradient of the weights."
 )
 Make = Callable[[float, Any], list[Contest]]
@@ -112,7 +112,7 @@ def _machine(torch: Any) -> dict[str, Any]:
             continue
     lanes = MACHINE.vector_bytes // 4
     return {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": CPU,
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),

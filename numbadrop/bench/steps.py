@@ -150,14 +150,15 @@ def numpy_step(
             mask[each.indices] = factors[n]
             factors[n] = mask
     inputs = [x[:, units[0]] * factors[0]]
-    for n, (w, b) in enumerate(zip(weights, biases, strict=True)):
-        z = inputs[n] @ w[blocks[n]] + b[units[n + 1]]
+    kept = [w[block] for w, block in zip(weights, blocks, strict=True)]
+    for n, (w, b) in enumerate(zip(kept, biases, strict=True)):
+        z = inputs[n] @ w + b[units[n + 1]]
         inputs.append(np.maximum(z, 0) * factors[n + 1])
     g = reference.cross_entropy_gradient(z, labels, 1 / len(x)).astype(dtype, copy=False)
     for n in range(len(weights) - 1, -1, -1):
         gradients = (inputs[n].T @ g, g.sum(axis=0))
         if n > 0:
-            g = (g @ weights[n][blocks[n]].T) * (inputs[n] > 0) * factors[n]
+            g = (g @ kept[n].T) * (inputs[n] > 0) * factors[n]
         for k, index, gradient in (
             (2 * n, blocks[n], gradients[0]), (2 * n + 1, units[n + 1], gradients[1]),
         ):  # fmt: skip

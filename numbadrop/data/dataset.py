@@ -116,9 +116,10 @@ class Dataset:
         )
 
     def validation_split(self, count: int) -> Dataset:
-        """Return a data set that tests on the last `count` training samples instead.
+        """Return a data set that tests on `count` of the training samples instead.
 
-        For choosing hyper-parameters: the test samples are not in it.
+        For choosing hyper-parameters: the test samples are not in it. The ones held out are drawn
+        at random, since samples may lie sorted by class, and are always the same.
 
         Raises
         ------
@@ -128,12 +129,14 @@ class Dataset:
         samples = len(self.train_inputs)
         if not 1 <= count < samples:
             raise ValueError(f"count must be in [1, {samples}), got {count}")
+        held_out = np.zeros(samples, np.bool_)
+        held_out[np.random.default_rng(0).choice(samples, count, replace=False)] = True
         return replace(
             self,
-            train_inputs=self.train_inputs[:-count],
-            train_labels=self.train_labels[:-count],
-            test_inputs=self.train_inputs[-count:],
-            test_labels=self.train_labels[-count:],
+            train_inputs=self.train_inputs[~held_out],
+            train_labels=self.train_labels[~held_out],
+            test_inputs=self.train_inputs[held_out],
+            test_labels=self.train_labels[held_out],
         )
 
 
@@ -145,26 +148,34 @@ def dataset_of(
     test_labels: Array,
     classes: int,
 ) -> Dataset:
-    """Return the data set of samples with any axes: bytes become floats in [0, 1].
+    """Return the data set of samples with any axes, in float32: bytes become floats in [0, 1].
 
-    Samples with two axes are images of one channel, with three, images with channels.
+    Samples with two axes are images of one channel, with three, images with channels. The test
+    samples are scaled as the training samples are.
 
     Raises
     ------
     DataError
-        As `Dataset` does, and if training and test images differ in shape.
+        As `Dataset` does, and if training and test images differ in shape, or only one of them
+        are whole numbers.
     """
+    if (train.dtype.kind == "f") != (test.dtype.kind == "f"):
+        raise DataError(
+            f"{name}: training and test inputs must both be floats or both whole numbers, got "
+            f"{train.dtype} and {test.dtype}"
+        )
+    divisor = 255.0 if train.dtype == np.uint8 else 1.0
     shape, test_shape = _image_shape(train), _image_shape(test)
     if shape is not None and test_shape is not None and shape != test_shape:
         raise DataError(f"{name}: training images are of shape {shape}, test images {test_shape}")
     return Dataset(
         name,
-        _rows_of_floats(train),
+        _rows_of_floats(train, divisor),
         train_labels.astype(np.int64),
-        _rows_of_floats(test),
+        _rows_of_floats(test, divisor),
         test_labels.astype(np.int64),
         classes,
-        divisor=_divisor(train),
+        divisor=divisor,
         image_shape=shape,
     )
 
@@ -178,14 +189,13 @@ def _image_shape(samples: Array) -> tuple[int, int, int] | None:
     return None
 
 
-def _rows_of_floats(samples: Array) -> Array:
+def _rows_of_floats(samples: Array, divisor: float) -> Array:
     rows = samples.reshape(len(samples), math.prod(samples.shape[1:]))
-    # What is not numbers at all, `Dataset` refuses by name.
-    return as_floats(rows, _divisor(rows)) if rows.dtype.kind in "iub" else rows
-
-
-def _divisor(samples: Array) -> float:
-    return 255.0 if samples.dtype == np.uint8 else 1.0
+    # What is not numbers at all, or no longer finite, `Dataset` refuses by name.
+    if rows.dtype.kind not in "fiub":
+        return rows
+    with np.errstate(over="ignore"):
+        return as_floats(rows, divisor).astype(np.float32, copy=False)
 
 
 def check_inputs(name: str, inputs: Array) -> None:

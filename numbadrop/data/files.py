@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,8 @@ def load_path(path: str | Path) -> Dataset:
     Returns
     -------
     Dataset
-        Inputs stored as bytes are taken for pixels and scaled to [0, 1], floats are used as they
-        are. In an ``.npz`` file the number of classes is the largest label plus one.
+        Inputs are float32. Those stored as bytes are taken for pixels and scaled to [0, 1]. In an
+        ``.npz`` file the number of classes is the largest label plus one.
 
     Raises
     ------
@@ -79,5 +82,16 @@ def open_arrays(path: Path) -> dict[str, Array]:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    # In these ends what damage has made of a header, a shape or a method of compression.
+    except (
+        ValueError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        tokenize.TokenError,
+    ) as error:
         raise DataError(f"{path}: not a readable .npy or .npz file, {error}") from error

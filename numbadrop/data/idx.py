@@ -100,7 +100,7 @@ def load_idx(folder: str | Path, classes: int = 10) -> Dataset:
     Returns
     -------
     Dataset
-        Inputs are floats, one row an image. Pixels stored as bytes are scaled to [0, 1].
+        Inputs are float32, one row an image. Pixels stored as bytes are scaled to [0, 1].
 
     Raises
     ------

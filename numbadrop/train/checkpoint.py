@@ -84,7 +84,6 @@ class Checkpoint:
             bool(np.isfinite(value).all())
             for state in (self.model, self.optimizer)
             for value in state.values()
-            if not isinstance(value, str)
         )
 
     def restore_model(self, model: Module) -> None:
@@ -158,8 +157,9 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "progress": checkpoint.progress,
         "config": checkpoint.config,
     }
-    # Some bit generators have arrays in their state, which take lists as well.
-    text = json.dumps(content, default=np.ndarray.tolist)
+    # Some bit generators have arrays in their state, which take lists as well; a seed may be one of
+    # NumPy's integers.
+    text = json.dumps(content, default=lambda value: value.tolist())
     metadata = {METADATA_KEY: text, "checksum": _checksum(tensors, text)}
     write_atomically(Path(path), save(tensors, metadata))
 

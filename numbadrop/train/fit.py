@@ -146,7 +146,8 @@ def fit(
     progress : bool, default True
         Print a line an epoch; on a terminal, a live one too.
     on_epoch : callable, optional
-        Called with the metrics of each epoch, after they and the checkpoint are written.
+        Called with the metrics of each epoch, after they and the checkpoint are written; what it
+        changes is in the next one.
 
     Returns
     -------
@@ -199,7 +200,7 @@ def fit(
     device = model.device
     run = _start_run(folder, resume, model, optimizer, identity)
 
-    def save() -> None:
+    def save(run: _Run) -> None:
         """Write a checkpoint, once the state is known to be worth keeping."""
         now = Checkpoint.capture(model, optimizer, {**asdict(run), **identity}, config or {})
         if not now.is_finite():
@@ -211,7 +212,7 @@ def fit(
     try:
         with report, _CtrlC() as ctrl_c, _mode(model, training=True):
             if not resume:
-                save()
+                save(run)
             while run.epoch < epochs and not _is_stale(run.history, patience):
                 step_seconds = []
                 clock = time.perf_counter()
@@ -229,7 +230,7 @@ def fit(
                     mean_loss = run.loss_sum / min(run.step * batch_size, samples)
                     report.on_step(run.epoch + 1, run.step, mean_loss, step_seconds[-1])
                     if ctrl_c.pressed and run.step < steps:
-                        save()
+                        save(run)
                         raise TrainingInterrupted
                     clock = time.perf_counter()
 
@@ -243,8 +244,9 @@ def fit(
                     seconds=run.seconds,
                     step_ms_median=1e3 * median(step_seconds),
                 )
-                run = _Run(epoch=metrics.epoch, history=[*run.history, metrics])
-                save()
+                complete = _Run(epoch=metrics.epoch, history=[*run.history, metrics])
+                save(complete)
+                run = complete
                 if folder is not None:
                     append_metrics(folder / METRICS_NAME, metrics)
                 report.on_epoch(metrics)
@@ -253,7 +255,8 @@ def fit(
                 if ctrl_c.pressed:
                     raise TrainingInterrupted
     except DivergedError as error:
-        kept = f"; the last good state is in {folder / CHECKPOINT_NAME}" if folder else ""
+        saved = folder is not None and folder / CHECKPOINT_NAME
+        kept = f"; the last good state is in {saved}" if saved and saved.exists() else ""
         raise DivergedError(
             f"{error}, in epoch {run.epoch + 1} after {run.step} of {steps} steps{kept}. "
             "A lower learning rate may help"
@@ -344,13 +347,15 @@ def evaluate(
     Raises
     ------
     ValueError
-        If there are no samples, or a label or `top_k` is out of range.
+        If there are no samples, or a label, `top_k` or `batch_size` is out of range.
     """
     if len(inputs) != len(labels) or len(labels) == 0:
         raise ValueError(
             "inputs and labels must have one entry a sample and at least one sample, "
             f"got shapes {inputs.shape} and {labels.shape}"
         )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     device = model.device
     batched = (inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size))
     with no_grad(), _mode(model, training=False), _quiet_overflow():
@@ -430,9 +435,13 @@ class _CtrlC:
     pressed = False
 
     def __enter__(self) -> Self:
-        # Python sets signal handlers in the main thread only, and knows those of C as None.
-        self.previous = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-        self.active = threading.current_thread() is threading.main_thread()
+        # Python sets signal handlers in the main thread only, and knows those of C as None. A job
+        # in the background, which ignores Ctrl-C, is not meant by it.
+        previous = signal.getsignal(signal.SIGINT)
+        self.previous = signal.default_int_handler if previous is None else previous
+        self.active = (
+            threading.current_thread() is threading.main_thread() and previous is not signal.SIG_IGN
+        )
         if self.active:
             signal.signal(signal.SIGINT, self._press)
         return self
