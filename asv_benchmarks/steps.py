@@ -150,7 +150,7 @@ PARTS = (
     (kernels, "rectifier_gradient", "gradients of ReLU, scale, bias"),
     (kernels, "gathered_matmul_t", "input gradients"),
     (kernels, "matmul_at", "weight gradients"),
-    (kernels.BlockUpdate, "__call__", "update"),
+    (kernels, "update_blocks", "update"),
 )
 
 

@@ -243,10 +243,8 @@ class TestLarge:
             gradient_lines = direct._LONG_GRADIENT_BYTES // (of.out_size[1] * columns)
             gradient_lines = min(lines_of_a_band(of, direct._LONG_BAND_BYTES), gradient_lines)
             all_lines = of.batch * of.out_size[0]
-            for lines in (
-                lines_of_a_band(of, direct._BAND_BYTES),
-                stretches.evenly.py_func(all_lines, gradient_lines),
-            ):
+            pieces = -(-all_lines // gradient_lines)
+            for lines in (lines_of_a_band(of, direct._BAND_BYTES), -(-all_lines // pieces)):
                 assert 2 * lines < all_lines
                 assert of.out_size[0] % lines
         of = LARGE["images"]
@@ -578,6 +576,9 @@ BAD = [
     (forward(padding=(1, 1, 1)), TypeError, r"^padding must be .*got \(1, 1, 1\)"),
     (forward(dilation=(0, 1)), ValueError, r"^dilation must be at least 1.*got \(0, 1\)"),
     (forward(padding=2**20, dilation=(2**20, 2**21), out=None), ValueError, r"^padding or dil"),
+    (forward(padding=2**20, dilation=(2**20, 2**21), out=(2, 5, 6, 5)), ValueError, r"^padding or"),
+    (compact(padding=2**20, dilation=(2**20, 2**21), g=(2, 5, 6, 4)), ValueError, r"^padding or"),
+    (scatter(padding=2**20, dilation=(2**20, 2**21), g=(2, 5, 6, 5)), ValueError, r"^padding or"),
     (
         dict(name="gathered_conv2d_t", g=(1, 1, 1, 64), w=(2, 2, 1, 64), input_size=(10000, 10000),
              dilation=9999, out=None),
