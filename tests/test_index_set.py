@@ -186,9 +186,6 @@ class TestIndexSet:
         ] = True
         np.testing.assert_array_equal(found, matrix)
 
-    def test_the_whole_array_as_a_matrix(self):
-        assert as_matrix_index((), (2, 3, 4)) == (None, None)
-
     def test_sets_of_different_axes_do_not_mix(self):
         for method in (IndexSet([0], 3).union, IndexSet([0], 3).positions_of):
             with pytest.raises(ValueError, match=r"^other is a set of 4 units, this axis has 3"):
@@ -213,14 +210,6 @@ class TestIndexSet:
     def test_repr_makes_it_again_or_is_short(self):
         assert repr(IndexSet.all(4)) == "IndexSet.all(4)"
         assert len(repr(IndexSet(np.arange(0, 10_000, 3), 10_000))) < 80
-
-
-@given(rows=st.sets(st.integers(0, 3), min_size=1), cols=st.sets(st.integers(0, 4), min_size=1))
-def test_outer(rows, cols):
-    left, right = IndexSet(sorted(rows), 4), IndexSet(sorted(cols), 5)
-    pairs = left.outer(right)
-    assert pairs == IndexSet(np.outer(left.mask(), right.mask()).ravel(), 20)
-    assert pairs.is_all == (left.is_all and right.is_all)
 
 
 def test_a_block_as_one_of_a_matrix():

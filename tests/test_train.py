@@ -955,6 +955,18 @@ class TestPictures:
         assert len(ticks) > 0
         np.testing.assert_array_equal(ticks, np.round(ticks))
 
+    def test_what_is_drawn(self, tmp_path, monkeypatch):
+        figure = pytest.importorskip("matplotlib.figure")
+        drawn = []
+        monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+        history = [EpochMetrics(n, 1.0, 0.1 / n, 0.5 / n, 30.0, 1.0) for n in (1, 2)]
+        plot_curves({"none": history}, tmp_path / "curve.png", over=("epochs", "time"))
+        for axes, places in zip(drawn[0].axes, ([1, 2], [0.5, 1.0]), strict=True):
+            lines = {line.get_label().split(" (")[0]: line for line in axes.lines}
+            for name, errors in (("none, test", [50, 25]), ("none, train", [10, 5])):
+                np.testing.assert_allclose(lines[name].get_xdata(), places)
+                np.testing.assert_allclose(lines[name].get_ydata(), errors)
+
     def test_a_panel_for_epochs_and_one_for_time(self, tmp_path):
         image = pytest.importorskip("matplotlib.image")
         history = [EpochMetrics(n, 1.0, 1 / n, 1 / n, 30.0, 1.0) for n in range(1, 5)]
