@@ -53,8 +53,8 @@ def run_task(
     ------
     MemoryError
         If there is no memory for what the function needs. What it writes is undefined then.
-    struct.error, OverflowError
-        If `first` holds something else than numbers, or one that `dtype` has not.
+    struct.error
+        If `first` holds something else than numbers.
     """
     kind: Any = type(first)
     pack, kernel = _compiled(function, kind, dtype, len(words))

@@ -301,7 +301,7 @@ class BlockUpdate:
         As `update_block`.
     """
 
-    __slots__ = ("hyper", "slots", "value")
+    __slots__ = ("_numbers", "hyper", "slots", "value")
 
     def __init__(self, hyper: Any, value: Array, slots: Array) -> None:
         registered = rule_of(hyper)
@@ -322,6 +322,7 @@ class BlockUpdate:
                 raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
         check_apart("slots", slots, value=value)
         self.hyper, self.value, self.slots = hyper, value, slots
+        self._numbers = f"{len(hyper._fields)}{'f' if value.itemsize == 4 else 'd'}"
 
     def __call__(self, rule: Any, grad: Array, rows: Units = None, cols: Units = None) -> None:
         """Apply `rule`, of the class `hyper`, to a block; see `update_block`."""
@@ -333,11 +334,9 @@ class BlockUpdate:
         if type(rule) is not self.hyper:
             raise TypeError(f"rule must be a {self.hyper.__name__}, got {type(rule).__name__}")
         try:
-            struct.pack(f"{len(rule)}{value.dtype.char}", *rule)
+            struct.pack(self._numbers, *rule)
         except struct.error:
             raise TypeError(f"rule must hold real numbers, got {rule}") from None
-        except OverflowError:
-            raise ValueError(f"rule must hold numbers of {value.dtype}, got {rule}") from None
         check_is_array("grad", grad)
         _check_like("grad", grad, value)
         check_apart("grad", grad, value=value, slots=slots)
