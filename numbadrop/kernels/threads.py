@@ -255,8 +255,10 @@ class _Crew:
 
     def run(self, kernel: int, task: int) -> int:
         """Return how many parts have failed."""
+        failed: int
         if not self.in_use.acquire(blocking=False):
-            return int(self.native.work_alone(kernel, task))
+            failed = self.native.work_alone(kernel, task)
+            return failed
         try:
             # Who falls asleep just now misses this task either way. Who was rung for may not be
             # awake yet; an exception, such as the one of Ctrl-C, may have left some to ring for.
@@ -264,7 +266,8 @@ class _Crew:
             if asleep and asleep > self._bell.qsize():
                 self._ring(asleep - self._bell.qsize())
             patience = self._patience // 8
-            return int(self.native.work_through(self._shared, kernel, task, self._parts, patience))
+            failed = self.native.work_through(self._shared, kernel, task, self._parts, patience)
+            return failed
         finally:
             self.in_use.release()
 
