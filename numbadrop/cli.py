@@ -147,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--output", type=Path, metavar="DIR", help="folder for metrics.jsonl, "
            "checkpoint.safetensors and curve.png")  # fmt: skip
     option("--resume", action="store_true", help="go on with the run in --output, with its "
-           "options; --epochs, --patience, --data-dir, --threads and --device may be given "
-           "anew")  # fmt: skip
+           "options; --epochs, --patience, --data-dir, --threads, --device and a path of --data "
+           "may be given anew")  # fmt: skip
 
     predict = commands.add_parser(
         "predict",
@@ -333,8 +333,8 @@ def _new_config(options: dict[str, Any]) -> dict[str, Any]:
 
     config = {name: options.pop(name, None) for name in ("data", "data_dir", "validation")}
     model = options.get("model", "mlp")
-    config["data"] = _from_anywhere("data", config["data"] or DATA_OF_MODEL[model])
-    config["data_dir"] = _from_anywhere("data_dir", config["data_dir"])
+    config["data"] = _from_anywhere(config["data"] or DATA_OF_MODEL[model])
+    config["data_dir"] = config["data_dir"] and _from_anywhere(config["data_dir"])
     if model != "mlp":
         for name in ("hidden", "input_dropout", "recipe"):
             if name in options:
@@ -357,10 +357,9 @@ def _new_config(options: dict[str, Any]) -> dict[str, Any]:
     return {**config, "recipe": recipe.as_dict()}
 
 
-def _from_anywhere(option: str, value: Any) -> Any:
-    """Return an option's value in which a path is absolute: a run may be resumed elsewhere."""
-    is_path = option == "data_dir" or (option == "data" and value not in DATA_SETS)
-    return str(Path(value).resolve()) if is_path and value is not None else value
+def _from_anywhere(data: str) -> str:
+    """Return the name of a data set, or an absolute path: a run may be resumed elsewhere."""
+    return data if data in DATA_SETS else os.path.abspath(data)
 
 
 def _resumed_config(output: Path | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -375,10 +374,12 @@ def _resumed_config(output: Path | None, options: dict[str, Any]) -> dict[str, A
     if "epochs" in options:
         recipe = replace(recipe, epochs=options.pop("epochs"))
     if "data_dir" in options:
-        config["data_dir"] = _from_anywhere("data_dir", options.pop("data_dir"))
+        config["data_dir"] = _from_anywhere(options.pop("data_dir"))
+    if "data" in options and not {config["data"], options["data"]} & {*DATA_SETS}:
+        config["data"] = _from_anywhere(options.pop("data"))  # It may have been moved.
     of_run = {**config, **vars(recipe), "recipe": "graham" if recipe.reference else None}
     for name, value in options.items():
-        if _from_anywhere(name, of_run[name]) != _from_anywhere(name, value):
+        if of_run[name] != value:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is {of_run[name]} in the run of {path}, got {value}")
     return {**config, "recipe": recipe.as_dict()}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,7 +198,7 @@ class TestResume:
         assert run("train", "--resume", "--output", short, *again) == 0
         same_run(short, whole)
 
-    def test_from_another_folder(self, npz, tmp_path, monkeypatch):
+    def test_from_another_folder(self, npz, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(npz.parent)
         options = ["--data", npz.name, *SMALL, "--output", tmp_path / "run"]
         assert run("train", *options, "--epochs", 1) == 0
@@ -205,7 +206,13 @@ class TestResume:
         assert run("train", "--resume", "--output", "run", "--epochs", 2) == 0
         monkeypatch.chdir(npz.parent)
         assert run("train", "--resume", *options, "--epochs", 3) == 0
-        assert len(read_metrics(tmp_path / "run" / METRICS_NAME)) == 3
+        moved = shutil.copy(npz, tmp_path / "moved.npz")
+        assert run("train", "--resume", *options, "--data", moved, "--epochs", 4) == 0
+        assert len(read_metrics(tmp_path / "run" / METRICS_NAME)) == 4
+        with np.load(npz) as arrays:
+            np.savez(moved, **{**arrays, "y_train": arrays["y_train"][::-1]})
+        assert run("train", "--resume", *options, "--data", moved, "--epochs", 5) == 2
+        assert "of another run: labels" in capsys.readouterr().err
 
     def test_patience_is_an_option_of_the_run(self, npz, tmp_path):
         options = ["--data", npz, *SMALL, "--lr", "1e-30", "--patience", 3, "--output", tmp_path]

@@ -176,6 +176,14 @@ class TestFrozen:
                 np.testing.assert_array_equal(optimizer._states[parameter].slots, expected_slots)
                 twin.value[...], new_slots[...] = expected, expected_slots
 
+    def test_two_parameters_with_one_value_are_updated_in_turn(self):
+        one, two = Parameter(np.ones(2)), Parameter(np.ones(2))
+        two.value = one.value
+        optimizer = SGD([one, two], lr=1.0)
+        one.grad = two.grad = np.ones(2)
+        optimizer.step()
+        np.testing.assert_array_equal(one.value, -1)
+
     def test_a_parameter_without_a_gradient_is_left_alone(self):
         a, b = Parameter(np.ones(2)), Parameter(np.ones(2))
         optimizer = SGD([a, b], lr=1.0, weight_decay=0.5)

@@ -150,15 +150,12 @@ def test_all_axes_but_the_last_are_rows():
     assert_same_bits(slots.reshape(1, 6, 5), wanted_slots)
 
 
-def test_a_value_is_updated_once():
+def test_several_updates_are_done_in_their_order():
     value, other = np.ones((2, 3))
     one, two = (BlockUpdate(rules.SGDRule, array, np.empty((0, 3))) for array in (value, other))
-    rule, grad = rules.SGDRule(1.0, 0.0), np.ones(3)
-    with pytest.raises(ValueError, match="must be of different values"):
-        update_blocks([one.check(rule, grad), two.check(rule, grad), one.check(rule, grad)])
-    assert (value == 1).all()
-    update_blocks([one.check(rule, grad), two.check(rule, grad)])
-    assert (value == 0).all()
+    rule, decay, grad = rules.SGDRule(1.0, 0.0), rules.SGDRule(0.5, 1.0), np.ones(3)
+    update_blocks([one.check(rule, grad), two.check(rule, grad), one.check(decay, grad)])
+    assert (value == -0.5).all()
     assert (other == 0).all()
 
 

@@ -260,7 +260,8 @@ def _walk(start: Variable, gradient: Gradient) -> None:
             if source.version != version:
                 raise RuntimeError(
                     f"argument {made_by.names[position]!r} of {made_by.__name__} has been changed "
-                    "since the forward pass, as by an optimizer's step: repeat the forward pass"
+                    "since the forward pass, as by an optimizer's step: forget the gradients and "
+                    "repeat the forward pass"
                 )
         prepared = made_by.prepare_step(out_gradient, record.out, *arguments)
         for position, source, _ in sources:

@@ -100,18 +100,22 @@ def cache_folder() -> Path | None:
 
 
 class _Stamped(CompileResultCacheImpl):  # type: ignore[misc]  # Numba's classes are Any here
-    """Machine code with the stamp of its sources.
+    """Machine code with the stamp of its sources, of Numba and of the CPU.
 
     Numba stamps the index of a cache alone, and writes it first: who is killed before the code is
     written, or reads between, would take for new what an earlier version has left there.
     """
 
     def reduce(self, compiled: Any) -> Any:
-        return sources_stamp(), super().reduce(compiled)
+        return self._stamp(compiled.codegen), super().reduce(compiled)
 
     def rebuild(self, target_context: Any, payload: Any) -> Any:
         stamp, *rest = payload
-        return super().rebuild(target_context, *rest) if stamp == sources_stamp() else None
+        wanted = self._stamp(target_context.codegen())
+        return super().rebuild(target_context, *rest) if stamp == wanted else None
+
+    def _stamp(self, codegen: Any) -> tuple[Any, ...]:
+        return sources_stamp(), numba.__version__, codegen.magic_tuple()
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]

@@ -20,7 +20,7 @@ __all__ = ["run_task"]
 
 @cache
 def _compiled(
-    function: Callable[..., None], first: Any, dtype: np.dtype[Any], words: int
+    function: Callable[..., int], first: Any, dtype: np.dtype[Any], words: int
 ) -> tuple[Callable[..., bytes], int]:
     fields = len(first._fields)
     dtype = np.dtype(f"f{dtype.itemsize}")  # one type has two names where long doubles are doubles
@@ -32,14 +32,14 @@ def _compiled(
 
 
 def run_task(
-    function: Callable[..., None], dtype: np.dtype[Any], first: Any, *words: int, parallel: bool
+    function: Callable[..., int], dtype: np.dtype[Any], first: Any, *words: int, parallel: bool
 ) -> None:
     """Run ``function(task, part, parts)``, compiled once for a class and a dtype.
 
     Parameters
     ----------
     function : callable
-        Reads the task with `first_of` and `words_behind`.
+        Reads the task with `first_of` and `words_behind`, and returns `DONE`.
     dtype : numpy.dtype
         In which the numbers of `first` are handed over, whose type is that of all arithmetic.
     first : NamedTuple of float

@@ -196,7 +196,7 @@ class _Crew:
         self._memory = np.zeros(_TAKEN + (parts + 1) * CACHE_LINE, np.uint8)
         self._shared = self._memory.ctypes.data + -self._memory.ctypes.data % CACHE_LINE
         self._asleep = ctypes.c_int64.from_address(self._shared + _ASLEEP)
-        """Helpers that wait for the bell, or will in a moment."""
+        """Helpers that wait for the bell, will in a moment, or have just heard it."""
         self._patience = self._looks_in(_PATIENCE)
         self._cpus: dict[int, int] = {}
         """By the native id of a helper that sleeps: the CPU on which it fell asleep."""
@@ -262,9 +262,10 @@ class _Crew:
         try:
             # Who falls asleep just now misses this task either way. Who was rung for may not be
             # awake yet; an exception, such as the one of Ctrl-C, may have left some to ring for.
-            asleep = self._asleep.value
-            if asleep and asleep > self._bell.qsize():
-                self._ring(asleep - self._bell.qsize())
+            if self._asleep.value:
+                missing = self._asleep.value - self._bell.qsize()
+                if missing > 0:
+                    self._ring(missing)
             patience = self._patience // 8
             failed = self.native.work_through(self._shared, kernel, task, self._parts, patience)
             return failed
@@ -287,7 +288,8 @@ class _Crew:
 
 _threads: int = numba.config.NUMBA_NUM_THREADS
 _crew: _Crew | None = None
-_making = threading.Lock()
+_making = threading.RLock()
+_is_under_way = False
 
 
 def get_num_threads() -> int:
@@ -334,9 +336,10 @@ def _dismiss() -> None:
 
 def _forget() -> None:
     """Begin anew in a child by fork, where the crew's threads do not exist."""
-    global _crew, _making
+    global _crew, _making, _is_under_way
     _crew = None
-    _making = threading.Lock()
+    _making = threading.RLock()
+    _is_under_way = False
 
 
 atexit.register(_dismiss)
@@ -345,16 +348,16 @@ if hasattr(os, "register_at_fork"):
 
 
 def _crew_at_hand() -> _Crew | None:
-    """Return the crew, made if need be, None where that is under way."""
-    global _crew
-    # Who would wait may be a signal's handler, in the thread that makes it.
-    if not _making.acquire(blocking=False):
-        return None
-    try:
-        _crew = _crew or _Crew(_threads)
+    """Return the crew, made if need be, None to a signal's handler in the thread that makes it."""
+    global _crew, _is_under_way
+    with _making:
+        if _crew is None and not _is_under_way:
+            try:
+                _is_under_way = True
+                _crew = _Crew(_threads)
+            finally:
+                _is_under_way = False
         return _crew
-    finally:
-        _making.release()
 
 
 def run(kernel: int, task: int, parallel: bool) -> None:

@@ -421,21 +421,18 @@ def update_blocks(updates: Sequence[Update]) -> None:
     Parameters
     ----------
     updates : sequence of Update
-        From `BlockUpdate.check`, which leaves nothing to go wrong here. No array that one of them
-        changes may be part of another.
+        From `BlockUpdate.check`. No array that one of them changes may be part of another.
 
     Raises
     ------
     ValueError
-        If one value occurs twice. Nothing has been changed then.
+        If one value occurs twice on a GPU. Nothing has been changed then.
     """
-    if len({id(update.value) for update in updates}) < len(updates):
-        raise ValueError("updates must be of different values, one occurs twice")
-    on_gpu: list[Update] = []
+    on_gpu = [update for update in updates if not is_host(update.value)]
+    if len({id(update.value) for update in on_gpu}) < len(on_gpu):
+        raise ValueError("updates on a GPU must be of different values, one occurs twice")
     for update in updates:
         if is_host(update.value):
             _run(update)
-        else:
-            on_gpu.append(update)
     if on_gpu:
         cuda().update_blocks(on_gpu)

@@ -139,6 +139,7 @@ class Module:
         rng = np.random.default_rng(seed)
         for parameter in self.parameters():
             parameter.refresh()
+            parameter.version += 1
         for module in self.modules():
             module._rng = rng
             module.reset_parameters(rng)

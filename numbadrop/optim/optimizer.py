@@ -135,12 +135,13 @@ class Optimizer:
                     state = self._states[parameter]
                     rule = self._rule(group, lr, state)
                     due.append((parameter, state, _due_update(rule, parameter, state)))
-        for parameter, state, update in due:
-            parameter.version += 1
-            state.steps += 1
+        for _, state, update in due:
             if state.lag is not None:
                 state.lag.advance(update.rule, update.rows, update.cols)
         kernels.update_blocks([update for *_, update in due])
+        for parameter, state, _ in due:
+            parameter.version += 1
+            state.steps += 1
 
     def catch_up(self) -> None:
         """Make up for all steps that inactive weights have missed. Does nothing if "frozen"."""

@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -190,6 +191,7 @@ def fit(
     samples, steps = len(data.train_inputs), len(minibatches)
     identity = {
         "samples": samples,
+        "labels": zlib.crc32(data.train_labels.tobytes()),
         "batch_size": batch_size,
         "seed": seed,
         "augmentation": None if augmentation is None else asdict(augmentation),
