@@ -322,7 +322,7 @@ class BlockUpdate:
                 raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
         check_apart("slots", slots, value=value)
         self.hyper, self.value, self.slots = hyper, value, slots
-        self._numbers = f"{len(hyper._fields)}{'f' if value.itemsize == 4 else 'd'}"
+        self._numbers = f"{len(hyper._fields)}{'f' if value.dtype.itemsize == 4 else 'd'}"
 
     def __call__(self, rule: Any, grad: Array, rows: Units = None, cols: Units = None) -> None:
         """Apply `rule`, of the class `hyper`, to a block; see `update_block`."""
