@@ -255,13 +255,14 @@ class TestFit:
     @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signal")
     @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
     def test_a_signal_that_is_ignored_stays_so(self, handler):
+        def schedule(epoch):
+            if handler is signal.SIG_IGN:
+                signal.raise_signal(signal.SIGINT)
+            return 1.0
+
         before = signal.signal(signal.SIGINT, handler)
         try:
-            if handler is signal.SIG_IGN:
-                schedule = lambda _: signal.raise_signal(signal.SIGINT) or 1.0  # noqa: E731
-                assert len(fit(*make(), DATA, **RUN, schedule=schedule)) == RUN["epochs"]
-            else:
-                fit(*make(), DATA, **RUN)
+            assert len(fit(*make(), DATA, **RUN, schedule=schedule)) == RUN["epochs"]
             assert signal.getsignal(signal.SIGINT) is handler
         finally:
             signal.signal(signal.SIGINT, before)
