@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 
 import numba
@@ -228,8 +229,9 @@ print(late, raised > 0)
         assert answer("-c", START + INTERRUPT + program, timeout=60) == "0 True"
 
     def test_thousands_at_random_moments(self):
-        """No result is wrong afterwards, and neither a new crew nor the end has to wait forever."""
+        """No result is wrong afterwards, no crew left in use, and nobody has to wait forever."""
         program = """
+from numbadrop.kernels import threads as crew_of_threads
 interrupts = 0
 end = time.monotonic() + 2
 while time.monotonic() < end:
@@ -244,6 +246,7 @@ while time.monotonic() < end:
 signal.setitimer(signal.ITIMER_REAL, 0)
 assert interrupts > 100
 run()
+assert crew_of_threads._crew._state.value == crew_of_threads._FREE
 kernels.set_num_threads(2)
 run()
 print("end")
@@ -311,6 +314,17 @@ def test_no_part_is_done_twice_or_not_at_all(noting):
         crew_of_threads.run(noting.address, notes.ctypes.data, parallel=True)
         assert sorted(notes[1:5]) == [0, 1, 2, 3]
         assert notes[0] == 4
+
+
+def test_who_still_has_a_crew_that_was_ended_works_alone(noting):
+    kernels.set_num_threads(3)
+    kernels.matmul_at(np.ones((70, 80)), np.ones((70, 90)))
+    crew = crew_of_threads._crew
+    kernels.set_num_threads(2)
+    for _ in range(2):
+        notes = np.zeros(4, np.int64)
+        assert crew.run(noting.address, notes.ctypes.data) == 0
+        assert list(notes) == [1, 0, 0, 0]
 
 
 def fail_part(notes, part, parts):
@@ -410,6 +424,31 @@ def test_helpers_are_rung_for_after_an_exception(monkeypatch):
     kernels.matmul_at(x, g)
     assert calls[0] == 2
     assert sleeping(2) is crew
+
+
+def test_one_caller_rings_at_a_time(monkeypatch):
+    """Two would take what the other has forbidden a helper for what it was allowed."""
+    kernels.set_num_threads(2)
+    x, g = np.ones((70, 80)), np.ones((70, 90))
+    kernels.matmul_at(x, g)
+    sleeping(1)
+    inside, most = [], []
+    ring = crew_of_threads._Crew._ring
+
+    def slowly(self, times):
+        inside.append(times)
+        most.append(len(inside))
+        time.sleep(0.05)
+        ring(self, times)
+        inside.pop()
+
+    monkeypatch.setattr(crew_of_threads._Crew, "_ring", slowly)
+    callers = [threading.Thread(target=kernels.matmul_at, args=(x, g)) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert max(most) == 1
 
 
 def test_idle_threads_sleep():

@@ -55,10 +55,13 @@ _FAILED = 3 * 8
 """How many parts of the current task have."""
 _DONE = 8 * 8
 _ASLEEP = 16 * 8
-_TAKEN = 24 * 8
+_STATE = 24 * 8
+"""Of the crew: `_FREE`, `_IN_USE` for a caller's task, or `_CLOSED` for ever."""
+_TAKEN = 32 * 8
 """For each part, on a cache line of its own: the number of the last task of which it was taken, at
 first 0. All parts of a task are taken before the next has a number: who comes late with an old
 number takes none."""
+_FREE, _IN_USE, _CLOSED = 0, 1, 2
 _MOST_THREADS = 4095
 """More than a machine has, so that a mistyped number does not start a million."""
 
@@ -67,7 +70,7 @@ _PATIENCE = 3e-4
 kernels of a training step, since to be woken takes as long as a kernel."""
 
 _LONGEST_WAIT = 2.0
-"""Seconds that ending the threads may take."""
+"""Seconds that to end a thread may take."""
 
 
 @intrinsic
@@ -82,6 +85,12 @@ def _call(typingctx: Any, kernel: Any, task: Any, part: Any, parts: Any) -> Any:
         return builder.call(function, [pointer(builder, task), part, parts])
 
     return i64(i64, i64, i64, i64), codegen
+
+
+@inner
+def _work_alone(kernel, task):
+    """Do all of a task on this thread; return how many parts have failed."""
+    return 0 if _call(kernel, task, 0, 1) == DONE else 1
 
 
 @inner
@@ -118,9 +127,12 @@ def _serve(shared, own, parts, patience):
 def _work_through(shared, kernel, task, parts, patience):
     """Make a task the current one; when all its parts are done, return how many have failed.
 
-    It is one native function, so that no exception, such as the one of Ctrl-C, can send the caller
-    away, to free what other threads still work on.
+    Where the crew is not free, the caller does all of it alone. It is one native function, so that
+    no exception, such as the one of Ctrl-C, can send the caller away, to free what other threads
+    still work on, or with the crew marked as in use.
     """
+    if not compare_and_swap(shared + _STATE, _FREE, _IN_USE):
+        return _work_alone(kernel, task)
     store(shared + _KERNEL, kernel)
     store(shared + _TASK, task)
     store(shared + _FAILED, 0)
@@ -135,23 +147,19 @@ def _work_through(shared, kernel, task, parts, patience):
             relax()
         else:
             give_way()  # The thread that we wait for may need this core.
-    return atomic_load(shared + _FAILED)
-
-
-def _work_alone(kernel, task):
-    """Do all of a task on this thread; return how many parts have failed."""
-    return 0 if _call(kernel, task, 0, 1) == DONE else 1
+    failed = atomic_load(shared + _FAILED)
+    compare_and_swap(shared + _STATE, _IN_USE, _FREE)
+    return failed
 
 
 class _Native(NamedTuple):
     serve: Any
-    work_alone: Any
     work_through: Any
 
 
 @cache
 def _alone() -> Any:
-    return native_function(_work_alone, types.int64(types.int64, types.int64))
+    return native_function(_work_alone.py_func, types.int64(types.int64, types.int64))
 
 
 @cache
@@ -159,7 +167,6 @@ def _native() -> _Native:
     i64 = types.int64
     return _Native(
         native_function(_serve, types.void(i64, i64, i64, i64)),
-        _alone(),
         native_function(_work_through, types.int64(i64, i64, i64, i64, i64)),
     )
 
@@ -188,7 +195,7 @@ class _Crew:
     def __init__(self, parts: int) -> None:
         self._parts = parts
         self.native = _native()
-        self.in_use = threading.Lock()
+        self._ringing = threading.RLock()
         # Not a semaphore: that is Python code, which a signal handler's exception can leave with
         # its lock held for ever.
         self._bell: SimpleQueue[None] = SimpleQueue()
@@ -197,6 +204,7 @@ class _Crew:
         self._shared = self._memory.ctypes.data + -self._memory.ctypes.data % CACHE_LINE
         self._asleep = ctypes.c_int64.from_address(self._shared + _ASLEEP)
         """Helpers that wait for the bell, will in a moment, or have just heard it."""
+        self._state = ctypes.c_int64.from_address(self._shared + _STATE)
         self._patience = self._looks_in(_PATIENCE)
         self._cpus: dict[int, int] = {}
         """By the native id of a helper that sleeps: the CPU on which it fell asleep."""
@@ -255,30 +263,20 @@ class _Crew:
 
     def run(self, kernel: int, task: int) -> int:
         """Return how many parts have failed."""
-        failed: int
-        if not self.in_use.acquire(blocking=False):
-            failed = self.native.work_alone(kernel, task)
-            return failed
-        try:
-            # Who falls asleep just now misses this task either way. Who was rung for may not be
-            # awake yet; an exception, such as the one of Ctrl-C, may have left some to ring for.
-            if self._asleep.value:
+        # Who falls asleep just now misses this task either way. Who was rung for may not be awake
+        # yet; an exception, such as the one of Ctrl-C, may have left some to ring for.
+        if self._asleep.value:
+            with self._ringing:  # Two at once would take each other's affinities for what was.
                 missing = self._asleep.value - self._bell.qsize()
                 if missing > 0:
                     self._ring(missing)
-            patience = self._patience // 8
-            failed = self.native.work_through(self._shared, kernel, task, self._parts, patience)
-            return failed
-        finally:
-            self.in_use.release()
+        patience = self._patience // 8
+        failed: int = self.native.work_through(self._shared, kernel, task, self._parts, patience)
+        return failed
 
     def stop(self) -> None:
-        """End the threads, after the task that is under way.
-
-        A signal handler that raised at the wrong instant can have left the crew marked as in use:
-        no wait is without a limit.
-        """
-        self.in_use.acquire(timeout=_LONGEST_WAIT)
+        """End the threads, after what they are at; who still calls `run` works alone."""
+        self._state.value = _CLOSED
         self._stopped = True
         for _ in self._threads:
             self._bell.put(None)
