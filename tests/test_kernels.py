@@ -169,6 +169,24 @@ def test_every_height_and_width_of_a_remainder(dtype):
             )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pitch", [64, 67])
+def test_a_block_that_begins_anywhere_in_a_register_is_added_to(dtype, pitch):
+    """Where rows are whole registers apart all begin alike in one, else each somewhere else."""
+    rng = np.random.default_rng(4)
+    lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
+    x, g = (rng.integers(-9, 9, (3, n)).astype(dtype) for n in (11, 40))
+    rows, some = np.arange(0, 22, 2), np.sort(rng.permutation(46)[:40])
+    for first in range(lanes + 1):
+        for cols, width in ((None, 40), (some, 46)):
+            out = rng.integers(-9, 9, (22, pitch)).astype(dtype)
+            expected = out.copy()
+            block = expected[:, first : first + width]
+            reference.scatter_matmul(x, g, rows, cols, out=block)
+            kernels.scatter_matmul(x, g, rows, cols, out=out[:, first : first + width])
+            np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize(
     ("shape", "share"),
     [

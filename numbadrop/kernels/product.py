@@ -199,7 +199,7 @@ class _Spread(NamedTuple):
 
 @inner
 def _find_spread(alpha, c, piece, work):
-    """Return registers that begin where those of memory do, if rows begin there.
+    """Return registers that begin where those of memory do, if all rows begin alike there.
 
     There are none where columns are not dense or very far apart, or masked stores are slow.
     """
@@ -207,7 +207,9 @@ def _find_spread(alpha, c, piece, work):
     if not MACHINE.masked_stores or c.cols.stride != size:
         return _Spread(0, 0)
     start, end = offset(c.cols, piece.j0), piece.j0 + piece.columns
-    lead = (c.address + start) % MACHINE.vector_bytes // size
+    lead = 0
+    if c.rows.stride % MACHINE.vector_bytes == 0:
+        lead = (c.address + start) % MACHINE.vector_bytes // size
     span = lead + unit(c.cols, end - 1) - unit(c.cols, piece.j0) + 1
     if span > MOST_UNITS * wide:
         return _Spread(0, 0)
