@@ -245,8 +245,17 @@ while time.monotonic() < end:
         interrupts += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
 assert interrupts > 100
+other = threading.Thread(target=run)
+other.start()
+other.join(10)
+assert not other.is_alive()
+time.sleep(0.1)
 run()
-assert crew_of_threads._crew._state.value == crew_of_threads._FREE
+crew = crew_of_threads._crew
+assert crew._state.value == crew_of_threads._FREE
+if hasattr(os, "sched_getaffinity"):
+    for thread in crew._threads:
+        assert os.sched_getaffinity(thread.native_id) == os.sched_getaffinity(0)
 kernels.set_num_threads(2)
 run()
 print("end")
@@ -325,6 +334,25 @@ def test_who_still_has_a_crew_that_was_ended_works_alone(noting):
         notes = np.zeros(4, np.int64)
         assert crew.run(noting.address, notes.ctypes.data) == 0
         assert list(notes) == [1, 0, 0, 0]
+
+
+def test_a_change_of_the_number_that_is_interrupted_has_changed_it(monkeypatch, noting):
+    kernels.set_num_threads(2)
+    kernels.matmul_at(np.ones((70, 80)), np.ones((70, 90)))
+    stop = crew_of_threads._Crew.stop
+
+    def interrupted(self):
+        stop(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(crew_of_threads._Crew, "stop", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kernels.set_num_threads(3)
+    assert kernels.get_num_threads() == 3
+    notes = np.zeros(4, np.int64)
+    crew_of_threads.run(noting.address, notes.ctypes.data, parallel=True)
+    assert sorted(notes[1:]) == [0, 1, 2]
 
 
 def fail_part(notes, part, parts):
@@ -426,31 +454,6 @@ def test_helpers_are_rung_for_after_an_exception(monkeypatch):
     assert sleeping(2) is crew
 
 
-def test_one_caller_rings_at_a_time(monkeypatch):
-    """Two would take what the other has forbidden a helper for what it was allowed."""
-    kernels.set_num_threads(2)
-    x, g = np.ones((70, 80)), np.ones((70, 90))
-    kernels.matmul_at(x, g)
-    sleeping(1)
-    inside, most = [], []
-    ring = crew_of_threads._Crew._ring
-
-    def slowly(self, times):
-        inside.append(times)
-        most.append(len(inside))
-        time.sleep(0.05)
-        ring(self, times)
-        inside.pop()
-
-    monkeypatch.setattr(crew_of_threads._Crew, "_ring", slowly)
-    callers = [threading.Thread(target=kernels.matmul_at, args=(x, g)) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert max(most) == 1
-
-
 def test_idle_threads_sleep():
     program = """
 kernels.set_num_threads(4)
@@ -510,6 +513,46 @@ def test_no_helper_wakes_up_where_the_caller_works(helpers, allowed, monkeypatch
     assert all(cpus == everywhere for _, cpus, _ in calls[helpers:])
     sleeping(helpers)
     assert all(os.sched_getaffinity(helper) == everywhere for helper in ids)
+
+
+@linux
+@pytest.mark.parametrize("beside", [True, False])
+def test_what_a_helper_may_use_is_not_forgotten(beside, monkeypatch):
+    """By a caller who rings beside another one, or after one whom an exception sent away."""
+    everywhere = os.sched_getaffinity(0)
+    monkeypatch.setattr(crew_of_threads, "_current_cpu", lambda: min(everywhere))
+    kernels.set_num_threads(2)
+    x, g = np.ones((70, 80)), np.ones((70, 90))
+    kernels.matmul_at(x, g)
+    crew = sleeping(1)
+    (helper,) = crew._cpus
+    calls = []
+    set_affinity = os.sched_setaffinity
+
+    def change(thread, cpus):
+        calls.append(cpus)
+        if len(calls) == 1 and beside:
+            set_affinity(thread, {max(everywhere)})
+            other = threading.Thread(target=kernels.matmul_at, args=(x, g))
+            other.start()
+            other.join()
+        elif len(calls) == 2 and not beside:
+            raise KeyboardInterrupt
+        else:
+            set_affinity(thread, cpus)
+
+    monkeypatch.setattr(os, "sched_setaffinity", change)
+    if beside:
+        kernels.matmul_at(x, g)
+        assert len(calls) == 2
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            kernels.matmul_at(x, g)
+        sleeping(1)
+        kernels.matmul_at(x, g)
+        assert calls[2] == everywhere
+    sleeping(1)
+    assert os.sched_getaffinity(helper) == everywhere
 
 
 @pytest.mark.skipif(

@@ -70,7 +70,7 @@ _PATIENCE = 3e-4
 kernels of a training step, since to be woken takes as long as a kernel."""
 
 _LONGEST_WAIT = 2.0
-"""Seconds that to end a thread may take."""
+"""Seconds that ending the threads may take."""
 
 
 @intrinsic
@@ -195,7 +195,9 @@ class _Crew:
     def __init__(self, parts: int) -> None:
         self._parts = parts
         self.native = _native()
-        self._ringing = threading.RLock()
+        self._keeping_off = threading.RLock()
+        self._owed: dict[int, set[int]] = {}
+        """By the native id of a helper that is kept off a CPU: those that it may use."""
         # Not a semaphore: that is Python code, which a signal handler's exception can leave with
         # its lock held for ever.
         self._bell: SimpleQueue[None] = SimpleQueue()
@@ -218,6 +220,9 @@ class _Crew:
                 self._asleep.value += 1
         except RuntimeError:
             pass  # The system allows no more: those that are there share all parts.
+        except BaseException:
+            self.stop()
+            raise
 
     def _looks_in(self, seconds: float) -> int:
         """Return how many looks a thread takes in that time; CPUs differ by a factor of 20."""
@@ -234,9 +239,9 @@ class _Crew:
         while True:
             self._cpus[helper] = _current_cpu()
             self._bell.get()
+            self._cpus.pop(helper, None)
             if self._stopped:
                 return
-            self._cpus.pop(helper, None)
             self.native.serve(self._shared, own, self._parts, self._patience)
 
     def _ring(self, times: int) -> None:
@@ -246,30 +251,39 @@ class _Crew:
         done, and again the next time (measured: half of the speed, for up to a second). It chooses
         when a thread is woken, so that a helper must keep off no longer than that.
         """
-        here = _current_cpu()
-        affinities: dict[int, set[int]] = {}
+        # Two at once would take what the other forbids for what was allowed. Nobody waits: an
+        # exception at the wrong instant can leave the lock held.
+        keeps_off = self._keeping_off.acquire(blocking=False)
         try:
-            for helper, cpu in list(self._cpus.items()):
-                if cpu == here >= 0:
-                    with suppress(OSError):  # Somebody may have forbidden it.
-                        affinities[helper] = os.sched_getaffinity(helper)
-                        os.sched_setaffinity(helper, affinities[helper] - {here})
+            if keeps_off:
+                self._let_back()  # whom an exception has left
+                here = _current_cpu()
+                for helper, cpu in list(self._cpus.items()):
+                    if cpu == here >= 0:
+                        with suppress(OSError):  # Somebody may have forbidden it.
+                            self._owed[helper] = os.sched_getaffinity(helper)
+                            os.sched_setaffinity(helper, self._owed[helper] - {here})
             for _ in range(times):
                 self._bell.put(None)
         finally:
-            for helper, affinity in affinities.items():
-                with suppress(OSError):
-                    os.sched_setaffinity(helper, affinity)
+            if keeps_off:
+                self._let_back()
+                self._keeping_off.release()
+
+    def _let_back(self) -> None:
+        for helper, affinity in list(self._owed.items()):
+            with suppress(OSError):
+                os.sched_setaffinity(helper, affinity)
+            self._owed.pop(helper, None)
 
     def run(self, kernel: int, task: int) -> int:
         """Return how many parts have failed."""
         # Who falls asleep just now misses this task either way. Who was rung for may not be awake
         # yet; an exception, such as the one of Ctrl-C, may have left some to ring for.
-        if self._asleep.value:
-            with self._ringing:  # Two at once would take each other's affinities for what was.
-                missing = self._asleep.value - self._bell.qsize()
-                if missing > 0:
-                    self._ring(missing)
+        if self._asleep.value and self._state.value == _FREE:
+            missing = self._asleep.value - self._bell.qsize()
+            if missing > 0:
+                self._ring(missing)
         patience = self._patience // 8
         failed: int = self.native.work_through(self._shared, kernel, task, self._parts, patience)
         return failed
@@ -278,10 +292,11 @@ class _Crew:
         """End the threads, after what they are at; who still calls `run` works alone."""
         self._state.value = _CLOSED
         self._stopped = True
-        for _ in self._threads:
+        for _ in range(self._parts):
             self._bell.put(None)
+        end = time.monotonic() + _LONGEST_WAIT
         for thread in self._threads:
-            thread.join(timeout=_LONGEST_WAIT)
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 _threads: int = numba.config.NUMBA_NUM_THREADS
@@ -313,7 +328,7 @@ def set_num_threads(threads: int) -> None:
     ValueError
         If `threads` is not in [1, 4095].
     """
-    global _threads
+    global _crew, _threads
     try:
         threads = operator.index(threads)
     except TypeError:
@@ -321,15 +336,16 @@ def set_num_threads(threads: int) -> None:
     if not 1 <= threads <= _MOST_THREADS:
         raise ValueError(f"threads must be in [1, {_MOST_THREADS}], got {threads}")
     with _making:
-        _dismiss()
-        _threads = threads
+        former, _crew, _threads = _crew, None, threads
+    if former is not None:
+        former.stop()
 
 
 def _dismiss() -> None:
     global _crew
-    if _crew is not None:
-        _crew.stop()
-        _crew = None
+    former, _crew = _crew, None
+    if former is not None:
+        former.stop()
 
 
 def _forget() -> None:
