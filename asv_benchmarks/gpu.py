@@ -1,6 +1,6 @@
 """Check the kernels for a GPU against float64, and time them and whole training steps.
 
-    pip install ".[cuda,bench]" torch
+    pip install ".[cuda,bench,plot]" torch
     python asv_benchmarks/gpu.py --json gpu.json --plot gpu.png
 
 Everything happens in one call of less than ten minutes, without a network. Times are medians, by

@@ -1,6 +1,6 @@
 """Train a deep convolutional net on CIFAR-10, with dropout that grows with depth.
 
-    python examples/cifar10_convnet.py                  # downloads CIFAR-10 once; hours
+    python examples/cifar10_convnet.py                  # downloads CIFAR-10 once; an hour
     python examples/cifar10_convnet.py --data-dir DIR   # DIR holds a release, or folders of images
     python examples/cifar10_convnet.py --epochs 4       # see how it begins
     python examples/cifar10_convnet.py --quick          # the digits of scikit-learn, a few seconds

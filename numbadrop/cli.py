@@ -104,9 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         metavar="|".join((*DATA_SETS, "PATH")),
         help="data set: the digits of scikit-learn (default of an mlp), MNIST (of lenet), CIFAR-10 "
-        "(of deepcnet), Graham's artificial data, a folder with IDX files, an .npz file with "
-        "x_train, y_train, x_test, y_test, or images in train/CLASS/ and test/CLASS/ of a folder "
-        "or archive",
+        "(of deepcnet), Graham's artificial data, a folder with IDX files of ten classes, an .npz "
+        "file with x_train, y_train, x_test, y_test, or images in train/CLASS/ and test/CLASS/ of "
+        "a folder or archive",
     )
     option("--data-dir", metavar="DIR", help="folder with the files of MNIST or CIFAR-10; else "
            "they are downloaded once")  # fmt: skip
@@ -147,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--output", type=Path, metavar="DIR", help="folder for metrics.jsonl, "
            "checkpoint.safetensors and curve.png")  # fmt: skip
     option("--resume", action="store_true", help="go on with the run in --output, with its "
-           "options; --epochs, --patience, --data-dir, --threads, --device and a path of --data "
-           "may be given anew")  # fmt: skip
+           "options but --threads and --device, which it does not keep; --epochs, --patience, "
+           "--data-dir and a path of --data may be given anew")  # fmt: skip
 
     predict = commands.add_parser(
         "predict",
@@ -181,7 +181,8 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(command=_info)
 
     warmup = commands.add_parser(
-        "warmup", help="compile everything once, so that later runs start at once"
+        "warmup",
+        help="compile what float32 nets with batchwise dropout need, so that they start at once",
     )
     warmup.set_defaults(command=_warmup)
     return parser

@@ -353,6 +353,20 @@ class TestValues:
         y = kernels.gathered_conv2d(x, np.ones((3, 3, 1, 1)), padding=1, stride=2**31 - 1)
         np.testing.assert_array_equal(y, [[[[0.0 + 1 + 4 + 5]]]])
 
+    def test_inputs_that_no_tap_reaches_take_no_kernel(self, monkeypatch):
+        calls = []
+        convolve = convolution._convolve
+        monkeypatch.setattr(
+            convolution, "_convolve", lambda *args: (calls.append(1), convolve(*args))
+        )
+        g, w = np.full((1, 2, 1, 1), 3.0), np.ones((1, 2, 1, 1))
+        out = np.full((1, 400, 300, 1), np.nan)
+        kernels.gathered_conv2d_t(g, w, input_size=(400, 300), stride=(399, 299), out=out)
+        expected = np.zeros_like(out)
+        expected[0, ::399, :2] = 3
+        np.testing.assert_array_equal(out, expected)
+        assert len(calls) == 2
+
     @pytest.mark.parametrize(
         "form", [lambda s: s, lambda s: s.indices, lambda s: s.indices.tolist(), lambda s: s.mask()]
     )

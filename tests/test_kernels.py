@@ -419,6 +419,7 @@ BAD = [
     (scatter(out=laid_out(full((4, 5)), "unaligned")[0]), ValueError, r"^out is not aligned"),
     # alpha
     (scatter(alpha="1"), TypeError, r"^alpha must be .*, got '?(1|str)"),
+    (scatter(alpha=10**400), ValueError, r"^alpha must be a number of float64, got a larger one"),
     (scatter(alpha=1j), TypeError, r"^alpha must be .*, got \(?(1j|complex)"),
 ]  # fmt: skip
 

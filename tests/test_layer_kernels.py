@@ -241,6 +241,22 @@ class TestSampleUnits:
         with pytest.raises(ValueError, match=rf"^keep must be in \[1, 2\], got {keep}"):
             kernels.sample_units(IndexSet([0, 2], 4), keep, np.random.default_rng(0))
 
+    def test_wrong_generator(self):
+        with pytest.raises(TypeError, match=r"^rng must be a numpy.random.Generator, got Random"):
+            kernels.sample_units(IndexSet([0, 2], 4), 1, np.random.RandomState(0))
+
+
+def test_kernels_that_end_in_numpy_are_silent():
+    """As all others are, whose arithmetic NumPy does not see."""
+    x = np.ones((600, 2))
+    x[0], x[-1] = np.inf, -np.inf
+    with np.errstate(all="raise"):
+        _, sums = kernels.rectifier_gradient(x, x)
+        assert np.isnan(sums).all()
+        assert np.isinf(kernels.take_columns(np.full((2, 2), 1e300), None, 1e300)).all()
+        kernels.batch_moments(x)
+        kernels.batch_moments(np.array([[1e200], [3e200]]))
+
 
 class TestDropoutMask:
     @given(

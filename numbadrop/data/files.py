@@ -37,13 +37,17 @@ def load_path(path: str | Path) -> Dataset:
     Returns
     -------
     Dataset
-        Inputs are float32. Those stored as bytes are taken for pixels and scaled to [0, 1]. In an
-        ``.npz`` file the number of classes is the largest label plus one.
+        Inputs are float32; those stored as bytes are taken for pixels and scaled to [0, 1]. Those
+        of sorted images stay bytes with the divisor 255, by which `fit` divides each minibatch, and
+        `evaluate` if it is told. A folder of IDX files has ten classes, others are for `load_idx`;
+        in an ``.npz`` file their number is the largest label plus one.
 
     Raises
     ------
     DataError
         If the path does not exist or what is in it cannot be used.
+    MissingExtraError
+        If there are images, and Pillow is not installed.
     """
     path = Path(path)
     if is_image_folder(path):

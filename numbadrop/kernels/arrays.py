@@ -133,7 +133,10 @@ def check_real(name: str, value: Any, dtype: np.dtype[Any] = _DOUBLE) -> float:
     # To ask of a float whether it is a Real takes as long as all else here.
     if type(value) is not float and not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number of {dtype}, got a larger one") from None
     largest = _LARGEST_OF[dtype]
     if largest < abs(number) < np.inf:
         raise ValueError(f"{name} must be at most {largest:g} for {dtype}, got {number}")

@@ -363,12 +363,19 @@ def gathered_conv2d_t(
         check_out(out, shape, w.dtype, ("g", "w"), g, w)
     if not is_host(w):
         return cuda().gathered_conv2d_t(g, w, ins, outs, axes=axes, out=out)
-    phases = list(product(axes[0].backward(size[0]), axes[1].backward(size[1])))
+    # Inputs that no tap reaches, most of them where the stride is long, are zeros.
+    reached = [
+        [taps for taps in axis.backward(length) if taps.places]
+        for axis, length in zip(axes, size, strict=True)
+    ]
+    phases = list(product(*reached))
     for down, along in phases:
         if down.leaves(g.shape[1]) or along.leaves(g.shape[2]):
             _check_frame(down.reach + 1, along.span, g.shape[3] * g.itemsize)
     g, w = as_dense(g), as_dense(w)
     target = _dense_pixels(out)
+    if [sum(taps.number for taps in of_axis) for of_axis in reached] != list(size):
+        target[...] = 0
     for down, along in phases:
         _convolve(g, down, along, w, True, outs, ins, target)
     if target is not out:

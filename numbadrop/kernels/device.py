@@ -96,7 +96,8 @@ def to_device(array: ArrayLike, *, beside: bool = False) -> Any:
     Returns
     -------
     DeviceArray
-        On which kernels, layers and much of NumPy work. Its `to_host` gives a NumPy array.
+        On which kernels and layers work, and of NumPy the arithmetic that they need; its `to_host`
+        gives a NumPy array.
 
     Raises
     ------

@@ -150,7 +150,10 @@ def rectifier_gradient(
         rows, cols, id(g), id(y), id(h), id(sums),
         parallel=g.size >= _GRADIENT_SERIAL_BELOW,
     )  # fmt: skip
-    return h, sums[0] if len(sums) == 1 else sums.sum(axis=0)
+    if len(sums) == 1:
+        return h, sums[0]
+    with np.errstate(all="ignore"):  # as silent as a kernel
+        return h, sums.sum(axis=0)
 
 
 def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
@@ -183,7 +186,8 @@ def take_columns(x: ArrayLike, cols: Units, factor: float = 1.0) -> Array:
     factor = check_real("factor", factor, x.dtype)
     units = resolve("cols", cols, x.shape[1])
     if units is None:
-        return x * factor
+        with np.errstate(all="ignore"):  # as silent as a kernel
+            return x * factor
     if not is_host(x):
         return cuda().take_columns(x, units, factor)
     if x.strides[1] != x.itemsize:

@@ -113,7 +113,8 @@ def _sums(x: Array, center: NDArray[np.float64], g: Array | None = None) -> NDAr
         address_of(x), 0 if g is None else address_of(g), address_of(center), address_of(sums),
         parallel=x.size >= _SERIAL_BELOW,
     )  # fmt: skip
-    total: NDArray[np.float64] = sums.sum(axis=0)
+    with np.errstate(all="ignore"):  # as silent as a kernel
+        total: NDArray[np.float64] = sums.sum(axis=0)
     return total
 
 
@@ -202,7 +203,8 @@ def batch_moments(x: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
     x = np.ascontiguousarray(x)
     center = x[0].astype(np.float64)
     first, second = _sums(x, center) / len(x)
-    return center + first, np.maximum(second - first * first, 0)
+    with np.errstate(all="ignore"):  # as silent as a kernel
+        return center + first, np.maximum(second - first * first, 0)
 
 
 def batch_norm(

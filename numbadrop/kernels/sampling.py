@@ -55,6 +55,8 @@ def sample_units(units: IndexSet, keep: int, rng: np.random.Generator) -> IndexS
 
     Raises
     ------
+    TypeError
+        If `rng` is something else.
     ValueError
         If `keep` is out of range.
 
@@ -71,6 +73,8 @@ def sample_units(units: IndexSet, keep: int, rng: np.random.Generator) -> IndexS
     """
     if not 1 <= keep <= len(units):
         raise ValueError(f"keep must be in [1, {len(units)}], got {keep}")
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
     if keep == len(units):
         return units
     keys = rng.random(len(units))

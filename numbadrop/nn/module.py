@@ -80,7 +80,8 @@ class Module:
 
     A subclass defines ``__call__(x, units=None)``, which takes an ndarray, a Variable or an
     Activation and returns an Activation. Parameters, buffers and modules that are attributes are
-    found.
+    found, not those in a list, tuple or dict: `Sequential` holds several. Before it reads a
+    parameter's value, it says which part with `Parameter.refresh`.
 
     Attributes
     ----------
@@ -108,9 +109,10 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
     def out_units(self, units: IndexSet | None) -> IndexSet | None:
-        """Return the units that the layer makes of an input with `units`, all of them on request.
+        """Return which units can be asked for of an input with `units`.
 
-        None stands for a set that is known only once the layer has run.
+        `Sequential` draws the pattern of the next `BatchwiseDropout` among them before the layer
+        runs. None stands for a set that is known only once it has run; then nothing is drawn ahead.
         """
         return units if self.unitwise else None
 

@@ -74,13 +74,14 @@ class _BatchNorm(Module):
                 holder.value[...] = value
 
     def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
-        """Return the normalized values of the wanted units, of the shape of x.
+        """Return the normalized values of the wanted units.
 
         In training, updates the running statistics of these units and of no others.
 
         Parameters
         ----------
-        x : ndarray, Variable or Activation, shape (batch, ..., features)
+        x : ndarray, Variable or Activation
+            Of shape (batch, units), or of images, (batch, height, width, units), for BatchNorm2d.
         units : IndexSet, optional
 
         Raises

@@ -38,7 +38,7 @@ def warm_up(
     verbose : bool, default False
         Announce everything.
     device : {"cpu", "cuda"}
-        Which they are for. Those of a GPU are compiled in every process.
+        Which they are for.
     """
     # Large enough that every kernel runs on several threads.
     batch, width = 100, 512
