@@ -1,4 +1,4 @@
-"""Reverse-mode differentiation of NumPy functions."""
+"""Reverse-mode differentiation of sums, products and functions that `primitive` declares."""
 
 from numbadrop.autograd.block import Block
 from numbadrop.autograd.check import check_grads

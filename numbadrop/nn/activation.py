@@ -60,7 +60,7 @@ class Activation:
 
     @classmethod
     def of(cls, x: Input) -> Activation:
-        """Return `x` itself, or the activation of all units of an array, on either side."""
+        """Return `x` itself, or the activation of all units of an array, on the host or a GPU."""
         if isinstance(x, Activation):
             return x
         if isinstance(x, np.ndarray) or hasattr(x, "__cuda_array_interface__"):
