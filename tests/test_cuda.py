@@ -207,7 +207,10 @@ def test_numbers_that_are_not_of_kernels(dtype):
     host = np.array([[1, 0, 1], [0, 1, 1]], dtype)
     x = to_device(host)
     np.testing.assert_array_equal(x.copy().to_host(), host)
-    np.testing.assert_array_equal(x.transpose(1, 0).to_host(), host.T)
+    for axes in ((1, 0), ()):
+        np.testing.assert_array_equal(x.transpose(*axes).to_host(), host.T)
+    with pytest.raises(ValueError, match=r"^axes must be those of 2 in some order, got \(0, 0\)"):
+        x.transpose(0, 0)
     np.testing.assert_array_equal(x.astype(np.float32).to_host(), host.astype(np.float32))
     np.testing.assert_array_equal((x > 0).to_host(), host > 0)
     x[...] = 1
@@ -450,6 +453,19 @@ def independent():
         Dropout2d(0.3), Conv2d(2, 3, 2, dtype=F8), Tanh(), Flatten(), Dropout(0.5),
         Linear(12, CLASSES, dtype=F8),
     ), (3, 3, 2)  # fmt: skip
+
+
+def test_running_statistics_of_another_type_than_the_moments():
+    """These are float64, and on a device memory of one type read as another is other numbers."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9, 4)).astype(np.float32)
+    layer, sent = BatchNorm1d(4), BatchNorm1d(4).to("cuda")
+    some = IndexSet([0, 2, 3], 4)
+    layer(x, some), sent(to_device(x), some)
+    for name in ("running_mean", "running_var"):
+        ours = getattr(sent, name).value
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours.to_host(), getattr(layer, name).value, rtol=1e-6)
 
 
 NETS = [fully_connected, convolutional, normalized, independent]

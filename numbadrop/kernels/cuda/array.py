@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Self
@@ -219,7 +220,10 @@ class DeviceArray(NDArrayOperatorsMixin):
         return out
 
     def transpose(self, *axes: int) -> DeviceArray:
-        """Return a copy with the axes in another order."""
+        """Return a copy with the axes in another order, by default the reverse one."""
+        axes = axes or tuple(reversed(range(self.ndim)))
+        if sorted(axes) != list(range(self.ndim)):
+            raise ValueError(f"axes must be those of {self.ndim} in some order, got {axes}")
         out = DeviceArray.empty(tuple(self.shape[axis] for axis in axes), self.dtype)
         elements.apply(elements.identity, out, self, axes=axes)
         return out
@@ -283,7 +287,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         else:
             units = _units_of(key, self)
             cols, shape = device_indices(units), (*self.shape[:-1], len(units))
-        if not isinstance(value, DeviceArray) or value.shape != shape:
+        if not isinstance(value, DeviceArray) or value.shape != shape or value.dtype != self.dtype:
             whole = DeviceArray.empty(shape, self.dtype)
             _check_operands("assignment", (self, value))
             np.broadcast_shapes(shape, np.shape(value) if np.isscalar(value) else value.shape)
@@ -415,13 +419,18 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
+_sending = threading.Lock()
+"""Else two threads could send one set, and the memory be freed that the first is about to use."""
+
+
 def device_indices(units: IndexSet | None) -> DeviceArray | None:
     """Return the int32 indices of a set on the GPU, None for all; a set is sent once."""
     if units is None or units.is_all:
         return None
-    if units.resident is None:
-        sent = DeviceArray.empty(len(units), np.int32)
-        send(units.indices.astype(np.int32), sent.address)
-        units.keep_resident(sent)
+    with _sending:
+        if units.resident is None:
+            sent = DeviceArray.empty(len(units), np.int32)
+            send(units.indices.astype(np.int32), sent.address)
+            units.keep_resident(sent)
     resident: DeviceArray = units.resident
     return resident

@@ -28,12 +28,19 @@ VECTOR_BYTES = 16
 
 if SIMULATED:
 
+    def _check_element(address, element):
+        # On a device another type would be other bytes.
+        if address.dtype != element:
+            raise TypeError(f"a kernel takes memory of {address.dtype} for {element}")
+
     def load(address, index, element):
         """Return an element of the type `element`."""
+        _check_element(address, element)
         return address[index]
 
     def store(address, index, value, element):
         """Set an element of the type `element`."""
+        _check_element(address, element)
         address[index] = value
 
     def copy_vector(target, target_index, source, source_index):
