@@ -413,6 +413,24 @@ print(sum(thread.name.startswith("numbadrop") for thread in threading.enumerate(
     assert answer("-c", START + program) == "1"
 
 
+def test_a_crew_whose_making_is_interrupted_leaves_no_thread(monkeypatch):
+    before = threading.active_count()
+    kernels.set_num_threads(4)
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        if thread.name == "numbadrop-2":
+            raise KeyboardInterrupt
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kernels.matmul_at(np.ones((70, 80)), np.ones((70, 90)))
+    assert threading.active_count() <= before
+    np.testing.assert_array_equal(kernels.matmul_at(np.ones((70, 80)), np.ones((70, 90))), 70)
+
+
 def test_a_kernel_while_the_crew_is_made():
     """As in the handler of a signal, or where the last holder of an array lets go of it."""
     program = """

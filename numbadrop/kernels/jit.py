@@ -118,7 +118,7 @@ class _Stamped(CompileResultCacheImpl):  # type: ignore[misc]  # Numba's classes
         return sources_stamp(), numba.__version__, codegen.magic_tuple()
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  # as above
+class _Cache(FunctionCache):  # type: ignore[misc]  # Numba's classes are Any here
     """A cache that loads machine code without all that Numba knows of types and functions.
 
     To make that ready takes longer than to load the kernels of a net, and only compiling needs it,

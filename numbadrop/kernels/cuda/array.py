@@ -427,10 +427,11 @@ def device_indices(units: IndexSet | None) -> DeviceArray | None:
     """Return the int32 indices of a set on the GPU, None for all; a set is sent once."""
     if units is None or units.is_all:
         return None
-    with _sending:
-        if units.resident is None:
-            sent = DeviceArray.empty(len(units), np.int32)
-            send(units.indices.astype(np.int32), sent.address)
-            units.keep_resident(sent)
+    if units.resident is None:
+        with _sending:
+            if units.resident is None:
+                sent = DeviceArray.empty(len(units), np.int32)
+                send(units.indices.astype(np.int32), sent.address)
+                units.keep_resident(sent)
     resident: DeviceArray = units.resident
     return resident
