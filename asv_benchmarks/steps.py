@@ -26,7 +26,7 @@ from benchmarks.training import BATCH, NETS, P_HIDDEN, P_INPUT, PATTERNS, Step, 
 
 from numbadrop import kernels
 from numbadrop.bench import Run, peak, quartiles
-from numbadrop.kernels import threads
+from numbadrop.kernels import run_product, threads
 
 TURN = 0.1
 """Seconds that are counted at a time."""
@@ -177,17 +177,25 @@ def spied(spent: dict[str, float], native: dict[str, float]) -> Iterator[None]:
 
         return spy
 
-    original = threads.run
+    def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(*args: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **named)
+            finally:
+                native[inside[0]] += time.perf_counter() - start
 
-    def run(*args: Any, **named: Any) -> None:
-        start = time.perf_counter()
-        original(*args, **named)
-        native[inside[0]] += time.perf_counter() - start
+        return spy
+
+    product_door = run_product.native_door(np.dtype(np.float32))
+    assert product_door is not None
+    product_door = product_door._replace(multiply=kernel(product_door.multiply))
 
     for owner, name, label in PARTS:
         replace(owner, name, door(getattr(owner, name), label))
     replace(dropout, "sample_units", kernels.sample_units)
-    replace(threads, "run", run)
+    replace(threads, "run", kernel(threads.run))
+    replace(run_product, "native_door", lambda dtype: product_door)
     try:
         yield
     finally:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DATA", "SHAPE", "STRIDES", "address_of", "address_of_bytes"]
+__all__ = [
+    "DATA", "DESCR", "FLAGS", "SHAPE", "STRIDES", "address_of", "address_of_bytes",
+]  # fmt: skip
 
 Array = NDArray[Any]
 
@@ -22,6 +24,10 @@ DATA = object.__basicsize__
 """Bytes from the beginning of an array's structure, its `id`, to the address of its elements."""
 SHAPE, STRIDES = DATA + 16, DATA + 24
 """To the addresses of its lengths and of its strides, one word for each axis."""
+DESCR = DATA + 40
+"""To the `id` of its dtype."""
+FLAGS = DATA + 48
+"""To NumPy's flags, half a word, with the values of its C interface."""
 _BYTES = bytes.__basicsize__ - 1
 """To the first of some bytes, which a zero follows that counts as one of the structure."""
 
@@ -49,6 +55,8 @@ def _try_layout() -> None:
         address_of(array) != array.ctypes.data
         or words(SHAPE) != list(array.shape)
         or words(STRIDES) != list(array.strides)
+        or _word(id(array) + DESCR).value != id(array.dtype)
+        or ctypes.c_int32.from_address(id(array) + FLAGS).value != array.flags.num
         or ctypes.string_at(address_of_bytes(data), len(data)) != data
     ):
         raise ImportError(

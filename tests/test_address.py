@@ -49,10 +49,11 @@ def test_bytes():
     assert ctypes.string_at(address_of_bytes(data), len(data)) == data
 
 
-@pytest.mark.parametrize("name", ["DATA", "SHAPE", "STRIDES", "_BYTES"])
+@pytest.mark.parametrize("name", ["DATA", "DESCR", "FLAGS", "SHAPE", "STRIDES", "_BYTES"])
 def test_another_layout_is_refused_when_the_package_is_imported(name, monkeypatch):
     # A place within the structure where something else lies.
-    monkeypatch.setattr(address, name, {"DATA": 8, "_BYTES": 0}.get(name, address.DATA + 40))
+    wrong = {"DATA": 8, "DESCR": address.STRIDES, "_BYTES": 0}
+    monkeypatch.setattr(address, name, wrong.get(name, address.DESCR))
     with pytest.raises(ImportError, match=f"cannot read the arrays of NumPy {np.__version__}"):
         address._try_layout()
 

@@ -22,7 +22,7 @@ from kernel_checks import (
 
 from numbadrop import kernels
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import elementwise, masks, matmul, reference, softmax
+from numbadrop.kernels import elementwise, masks, reference, run_product, softmax
 from numbadrop.kernels.blocking import _DEPTH_BLOCK
 
 sizes = st.integers(0, 20) | st.integers(0, 110)
@@ -363,7 +363,7 @@ class TestCrossEntropy:
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((31, 90), (90, 70), 70))
-    monkeypatch.setattr(matmul, "_SERIAL_BELOW", 0)
+    assert run_product._SERIAL_BELOW <= 31 * 90 * 70
     monkeypatch.setattr(elementwise, "_TAKE_SERIAL_BELOW", 0)
     monkeypatch.setattr(elementwise, "_GRADIENT_SERIAL_BELOW", 0)
     monkeypatch.setattr(softmax, "_SERIAL_BELOW", 0)

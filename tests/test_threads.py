@@ -17,7 +17,7 @@ from kernel_checks import answer, check_many, copied
 from numba import types
 
 from numbadrop import kernels
-from numbadrop.kernels import matmul
+from numbadrop.kernels import matmul, run_product
 from numbadrop.kernels import threads as crew_of_threads
 from numbadrop.kernels.atomics import atomic_add
 from numbadrop.kernels.jit import DONE
@@ -36,8 +36,10 @@ def threads():
 
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     digests = set()
-    for serial_below in (matmul._SERIAL_BELOW, 0):  # zero: products of one element in parts too
-        monkeypatch.setattr(matmul, "_SERIAL_BELOW", serial_below)
+    for every_size in (False, True):  # products of one element in parts too
+        if every_size:
+            monkeypatch.setattr(matmul, "run_usual_product", lambda *arguments, **named: None)
+            monkeypatch.setattr(run_product, "_SERIAL_BELOW", 0)
         for threads in (1, 2, 3, 7):
             kernels.set_num_threads(threads)
             assert kernels.get_num_threads() == threads

@@ -13,6 +13,8 @@ from numbadrop.index_set import IndexSet, check_indices
 from numbadrop.kernels.device import as_array, is_array, is_host
 
 __all__ = [
+    "LARGEST_FACTOR",
+    "SMALLEST_SCALE",
     "Pair",
     "Units",
     "as_dense",
@@ -40,7 +42,7 @@ Pair = int | tuple[int, int]
 """One number for height and width, or one for each."""
 
 Array = NDArray[Any]
-_SMALLEST_SCALE, _LARGEST = 2.0**-126, 2.0**127
+SMALLEST_SCALE, LARGEST_FACTOR = 2.0**-126, 2.0**127
 """Factors between these are finite and not zero as float32, too."""
 _LARGEST_PAIR = 2**31 - 1
 """Of numbers up to this one, products do not leave the range of int64 in a kernel."""
@@ -162,9 +164,9 @@ def check_pair(name: str, value: Pair, least: int) -> tuple[int, int]:
 def check_rectifier(slope: float, scale: float) -> tuple[float, float]:
     """Refuse factors under which the sign of a result would not be that of its sum."""
     slope, scale = check_real("slope", slope), check_real("scale", scale)
-    if not 0 <= slope <= _LARGEST:
+    if not 0 <= slope <= LARGEST_FACTOR:
         raise ValueError(f"slope must be in [0, 2**127], got {slope}")
-    if not _SMALLEST_SCALE <= scale <= _LARGEST:
+    if not SMALLEST_SCALE <= scale <= LARGEST_FACTOR:
         raise ValueError(f"scale must be in [2**-126, 2**127], got {scale}")
     return slope, scale
 

@@ -8,8 +8,10 @@ reach a kernel.
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from numba.core.ccallback import CFunc
 from numba.core.runtime import rtsys
 from numba.core.sigutils import normalize_signature
 
-from numbadrop.address import DATA, SHAPE, STRIDES
+from numbadrop.address import DATA, DESCR, FLAGS, SHAPE, STRIDES
 
 __all__ = [
     "DONE",
@@ -45,7 +47,7 @@ _TRIED = (0, 68)
 """The newest Numba whose machine code is known to need no more than its runtime when it is loaded:
 what is missing would end the process."""
 
-_COMPILED: list[CFunc] = []
+_COMPILED: list[Any] = []
 """Owns the machine code whose addresses are handed out."""
 
 _CALLEE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
@@ -87,7 +89,7 @@ def sources_stamp() -> str | None:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.read_bytes())
-    digest.update(repr((DATA, SHAPE, STRIDES)).encode())
+    digest.update(repr((DATA, DESCR, FLAGS, SHAPE, STRIDES)).encode())
     return digest.hexdigest()
 
 
@@ -157,6 +159,18 @@ def entry(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Leave what the compiler drops for later: to look for it again and again is a tenth of it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def native_function(function: Callable[..., Any], signature: Any) -> Any:
     """Compile a function of numbers for Python to call, now.
 
@@ -170,12 +184,14 @@ def native_function(function: Callable[..., Any], signature: Any) -> Any:
     Returns
     -------
     callable
-        Releases the interpreter lock.
+        Releases the interpreter lock. It takes as many arguments as `function`, without defaults,
+        and converts them: nobody looks for another specialisation.
     """
     compiled = entry(function)
-    compiled.compile(signature)
-    compiled.disable_compile()
-    return compiled
+    with _no_collections():
+        compiled.compile(signature)
+    _COMPILED.append(compiled)
+    return compiled.overloads[signature.args].entry_point
 
 
 def native_kernel(function: Callable[..., Any], first: Any, keep_on_disk: bool = True) -> int:
@@ -202,6 +218,7 @@ def native_kernel(function: Callable[..., Any], first: Any, keep_on_disk: bool =
     )
     if keep_on_disk:
         _keep_on_disk(native, function)
-    native.compile()
+    with _no_collections():
+        native.compile()
     _COMPILED.append(native)
     return native.address

@@ -1,15 +1,15 @@
 """Gathered matrix products: forward, input gradient, weight gradient, and a whole layer.
 
-All functions are one product, `product.multiply`, with other operands. Called from NumPy code they
+All functions are one product, `run_product`, with other operands. Called from NumPy code they
 use the crew of threads; called from a jitted function, under the same names, the four plain
 products run on the calling thread, so that the caller's own `prange` decides what is parallel.
 """
 
 from __future__ import annotations
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from numbadrop.address import address_of
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import (
     Array,
@@ -29,9 +29,8 @@ from numbadrop.kernels.arrays import (
     resolve,
 )
 from numbadrop.kernels.device import as_array, cuda, empty, is_host
-from numbadrop.kernels.epilogue import PLAIN, Epilogue
-from numbadrop.kernels.product import multiply_part
-from numbadrop.kernels.task import run_task
+from numbadrop.kernels.epilogue import Epilogue
+from numbadrop.kernels.run_product import run_product, run_usual_product
 
 __all__ = [
     "gathered_linear",
@@ -40,41 +39,6 @@ __all__ = [
     "matmul_at",
     "scatter_matmul",
 ]
-
-_SERIAL_BELOW = 100_000
-"""Multiplications that one thread finishes about as fast as a region of several starts."""
-
-
-def _multiply(
-    a: Array,
-    b: Array,
-    c: Array,
-    *,
-    b_rows: IndexSet | None = None,
-    b_cols: IndexSet | None = None,
-    c_rows: IndexSet | None = None,
-    c_cols: IndexSet | None = None,
-    bias: Array | None = None,
-    epilogue: Epilogue = PLAIN,
-    scatter: bool = False,
-) -> None:
-    """``C = f(A B[b_rows, b_cols])``, or with `scatter` ``C[c_rows, c_cols] += f(A B)``.
-
-    The door checks nothing: operands are what `multiply_part` wants. Transposition is a view's
-    swapped strides. A C whose columns are not dense is copied to, unless it is added to.
-    """
-    rows, depth = a.shape
-    cols = b.shape[1] if scatter else c.shape[1]
-    dense = c if scatter or c.strides[1] == c.itemsize else empty(c.shape, c)
-    run_task(
-        multiply_part, c.dtype, epilogue,
-        id(a), id(b), id(dense), 0 if bias is None else address_of(bias), cols, scatter,
-        0 if b_rows is None else b_rows.address, 0 if b_cols is None else b_cols.address,
-        0 if c_rows is None else c_rows.address, 0 if c_cols is None else c_cols.address,
-        parallel=rows * cols * depth >= _SERIAL_BELOW,
-    )  # fmt: skip
-    if dense is not c:
-        c[...] = dense
 
 
 def _check_gathered(
@@ -149,10 +113,13 @@ def gathered_matmul(
     >>> gathered_matmul(np.ones((1, 2)), w, rows=[0, 2], cols=[1, 3])
     array([[10., 14.]])
     """
+    usual = run_usual_product(x, w, out, rows, cols)
+    if usual is not None:
+        return usual
     x, w, row_set, col_set, out = _check_gathered("x", x, w, rows, cols, out)
     if not is_host(w):
         return cuda().gathered_matmul(x, w, row_set, col_set, out=out)
-    _multiply(x, w, out, b_rows=row_set, b_cols=col_set)
+    run_product(x, w, out, row_set, col_set)
     return out
 
 
@@ -187,10 +154,13 @@ def gathered_matmul_t(
     >>> gathered_matmul_t(np.ones((1, 2)), w, rows=[0, 2], cols=[1, 3])
     array([[ 4., 20.]])
     """
+    usual = run_usual_product(g, _turned(w), out, cols, rows)
+    if usual is not None:
+        return usual
     g, w, row_set, col_set, out = _check_gathered("g", g, w, rows, cols, out, transposed=True)
     if not is_host(w):
         return cuda().gathered_matmul_t(g, w, row_set, col_set, out=out)
-    _multiply(g, w.T, out, b_rows=col_set, b_cols=row_set)
+    run_product(g, w.T, out, col_set, row_set)
     return out
 
 
@@ -238,6 +208,9 @@ def gathered_linear(
     >>> gathered_linear(np.ones((1, 1)), w, b, cols=[0, 1], slope=0.0, scale=2.0)
     array([[3., 0.]])
     """
+    usual = run_usual_product(x, w, out, rows, cols, b, slope, scale)
+    if usual is not None:
+        return usual
     w = check_matrix("w", w)
     slope, scale = check_rectifier(slope, scale)
     if b is not None:
@@ -253,7 +226,7 @@ def gathered_linear(
     x, w, row_set, col_set, out = _check_gathered("x", x, w, rows, cols, out)
     if not is_host(w):
         return cuda().gathered_linear(x, w, b, row_set, col_set, slope=slope, scale=scale, out=out)
-    _multiply(x, w, out, b_rows=row_set, b_cols=col_set, bias=b, epilogue=Epilogue(slope, scale))
+    run_product(x, w, out, row_set, col_set, b, Epilogue(slope, scale))
     return out
 
 
@@ -285,6 +258,9 @@ def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
     array([[ 3.,  5.],
            [ 6., 10.]])
     """
+    usual = run_usual_product(_turned(x), g, out, None, None)
+    if usual is not None:
+        return usual
     x, g = check_matrices("x", x, "g", g)
     _check_batch(x, g)
     shape = (x.shape[1], g.shape[1])
@@ -294,7 +270,7 @@ def matmul_at(x: ArrayLike, g: ArrayLike, *, out: Array | None = None) -> Array:
         check_out(out, shape, x.dtype, ("x", "g"), x, g)
     if not is_host(x):
         return cuda().matmul_at(x, g, out=out)
-    _multiply(x.T, g, out)
+    run_product(x.T, g, out, None, None)
     return out
 
 
@@ -340,6 +316,8 @@ def scatter_matmul(
     array([[0., 0.],
            [2., 0.]])
     """
+    if run_usual_product(_turned(x), g, out, rows, cols, scale=alpha, scatter=True) is not None:
+        return out
     x, g = check_matrices("x", x, "g", g)
     _check_batch(x, g)
     check_out(out, None, x.dtype, ("x", "g"), x, g)
@@ -349,9 +327,13 @@ def scatter_matmul(
     check_units("g", 1, g.shape[1], "cols", count_units(col_set, out.shape[1]))
     if not is_host(x):
         return cuda().scatter_matmul(x, g, row_set, col_set, out=out, alpha=alpha)
-    epilogue = Epilogue(1.0, alpha)
-    _multiply(x.T, g, out, c_rows=row_set, c_cols=col_set, epilogue=epilogue, scatter=True)
+    run_product(x.T, g, out, row_set, col_set, epilogue=Epilogue(1.0, alpha), scatter=True)
     return out
+
+
+def _turned(array: ArrayLike) -> ArrayLike:
+    """Return the transpose of an array of NumPy, anything else as it is."""
+    return array.T if type(array) is np.ndarray else array
 
 
 def _check_batch(x: Array, g: Array) -> None:

@@ -15,13 +15,14 @@ from numbadrop.address import address_of_bytes
 from numbadrop.kernels import threads
 from numbadrop.kernels.jit import native_kernel
 
-__all__ = ["run_task"]
+__all__ = ["kernel_for", "run_task"]
 
 
 @cache
-def _compiled(
+def kernel_for(
     function: Callable[..., int], first: Any, dtype: np.dtype[Any], words: int
 ) -> tuple[Callable[..., bytes], int]:
+    """Return what packs a task that begins with a `first`, and the kernel for it, for `run`."""
     fields = len(first._fields)
     dtype = np.dtype(f"f{dtype.itemsize}")  # one type has two names where long doubles are doubles
     kind = types.NamedUniTuple(numba.from_dtype(dtype), fields, first)
@@ -57,6 +58,6 @@ def run_task(
         If `first` holds something else than numbers.
     """
     kind: Any = type(first)
-    pack, kernel = _compiled(function, kind, dtype, len(words))
+    pack, kernel = kernel_for(function, kind, dtype, len(words))
     task = pack(*first, *words)
     threads.run(kernel, address_of_bytes(task), parallel)

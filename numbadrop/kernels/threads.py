@@ -44,7 +44,12 @@ from numbadrop.kernels.atomics import (
 from numbadrop.kernels.jit import DONE, inner, native_function
 from numbadrop.kernels.memory import CACHE_LINE, load_index, pointer, store
 
-__all__ = ["get_num_threads", "run", "set_num_threads"]
+__all__ = [
+    "OUT_OF_MEMORY", "UNDONE", "crew_memory", "get_num_threads", "run", "set_num_threads",
+    "work_at_once",
+]  # fmt: skip
+
+OUT_OF_MEMORY = "there is no memory for what a kernel needs, its result is undefined"
 
 # What threads share: words of 8 bytes, on a cache line of their own where they are contended for.
 _NUMBER = 0
@@ -53,6 +58,10 @@ _KERNEL = 1 * 8
 _TASK = 2 * 8
 _FAILED = 3 * 8
 """How many parts of the current task have."""
+_PARTS = 4 * 8
+"""Of each task."""
+_PATIENCE = 5 * 8
+"""Looks that a caller takes at whether others are done, before it offers them its core."""
 _DONE = 8 * 8
 _ASLEEP = 16 * 8
 _STATE = 24 * 8
@@ -62,10 +71,14 @@ _TAKEN = 32 * 8
 first 0. All parts of a task are taken before the next has a number: who comes late with an old
 number takes none."""
 _FREE, _IN_USE, _CLOSED = 0, 1, 2
+_NO_HELPERS, _NOT_MADE = 0, -1
+"""In place of the address of what threads share: there is one thread, or its crew is still to be
+made."""
+UNDONE = -1
 _MOST_THREADS = 4095
 """More than a machine has, so that a mistyped number does not start a million."""
 
-_PATIENCE = 3e-4
+_WAKEFULNESS = 3e-4
 """Seconds that a thread looks for work before it goes to sleep: longer than the gap between two
 kernels of a training step, since to be woken takes as long as a kernel."""
 
@@ -124,7 +137,8 @@ def _serve(shared, own, parts, patience):
     atomic_add(shared + _ASLEEP, 1)
 
 
-def _work_through(shared, kernel, task, parts, patience):
+@inner
+def _work_through(shared, kernel, task):
     """Make a task the current one; when all its parts are done, return how many have failed.
 
     Where the crew is not free, the caller does all of it alone. It is one native function, so that
@@ -136,6 +150,7 @@ def _work_through(shared, kernel, task, parts, patience):
     store(shared + _KERNEL, kernel)
     store(shared + _TASK, task)
     store(shared + _FAILED, 0)
+    parts, patience = load_index(shared, _PARTS // 8), load_index(shared, _PATIENCE // 8)
     done = atomic_load(shared + _DONE)
     number = atomic_load(shared + _NUMBER) + 1
     atomic_exchange(shared + _NUMBER, number)
@@ -150,6 +165,19 @@ def _work_through(shared, kernel, task, parts, patience):
     failed = atomic_load(shared + _FAILED)
     compare_and_swap(shared + _STATE, _IN_USE, _FREE)
     return failed
+
+
+@inner
+def work_at_once(shared, kernel, task, parallel):
+    """Run a kernel; return how many parts have failed, or `UNDONE` where `run` has to see to it.
+
+    `shared` is what `crew_memory` returns: in Python is who has a crew to make, or to wake.
+    """
+    if not parallel or shared == _NO_HELPERS:
+        return _work_alone(kernel, task)
+    if shared == _NOT_MADE or atomic_load(shared + _ASLEEP) > 0:
+        return UNDONE
+    return _work_through(shared, kernel, task)
 
 
 class _Native(NamedTuple):
@@ -167,7 +195,7 @@ def _native() -> _Native:
     i64 = types.int64
     return _Native(
         native_function(_serve, types.void(i64, i64, i64, i64)),
-        native_function(_work_through, types.int64(i64, i64, i64, i64, i64)),
+        native_function(_work_through.py_func, types.int64(i64, i64, i64)),
     )
 
 
@@ -175,7 +203,9 @@ def _native() -> _Native:
 def _sched_getcpu() -> Callable[[], int]:
     if not hasattr(os, "sched_setaffinity"):
         return lambda: -1
-    return getattr(ctypes.CDLL(None), "sched_getcpu", lambda: -1)
+    # It takes less time than to hand on the interpreter lock, for which a helper that falls asleep
+    # may wait just now.
+    return getattr(ctypes.PyDLL(None), "sched_getcpu", lambda: -1)
 
 
 def _current_cpu() -> int:
@@ -194,7 +224,7 @@ class _Crew:
 
     def __init__(self, parts: int) -> None:
         self._parts = parts
-        self.native = _native()
+        self._native = _native()
         self._keeping_off = threading.RLock()
         self._owed: dict[int, set[int]] = {}
         """By the native id of a helper that is kept off a CPU: those that it may use."""
@@ -203,11 +233,13 @@ class _Crew:
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._stopped = False
         self._memory = np.zeros(_TAKEN + (parts + 1) * CACHE_LINE, np.uint8)
-        self._shared = self._memory.ctypes.data + -self._memory.ctypes.data % CACHE_LINE
-        self._asleep = ctypes.c_int64.from_address(self._shared + _ASLEEP)
+        self.shared = self._memory.ctypes.data + -self._memory.ctypes.data % CACHE_LINE
+        self._asleep = ctypes.c_int64.from_address(self.shared + _ASLEEP)
         """Helpers that wait for the bell, will in a moment, or have just heard it."""
-        self._state = ctypes.c_int64.from_address(self._shared + _STATE)
-        self._patience = self._looks_in(_PATIENCE)
+        self._state = ctypes.c_int64.from_address(self.shared + _STATE)
+        self._patience = self._looks_in(_WAKEFULNESS)
+        for at, number in ((_PARTS, parts), (_PATIENCE, self._patience // 8)):
+            ctypes.c_int64.from_address(self.shared + at).value = number
         self._cpus: dict[int, int] = {}
         """By the native id of a helper that sleeps: the CPU on which it fell asleep."""
         self._threads: list[threading.Thread] = []
@@ -230,7 +262,7 @@ class _Crew:
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            self.native.serve(self._shared, 0, 0, looks)  # There is nothing to do yet.
+            self._native.serve(self.shared, 0, 0, looks)  # There is nothing to do yet.
             times.append(time.perf_counter() - start)
         return int(looks * seconds / min(times))
 
@@ -242,7 +274,7 @@ class _Crew:
             self._cpus.pop(helper, None)
             if self._stopped:
                 return
-            self.native.serve(self._shared, own, self._parts, self._patience)
+            self._native.serve(self.shared, own, self._parts, self._patience)
 
     def _ring(self, times: int) -> None:
         """Wake so many helpers, and none of them on the CPU of the caller, who works there at once.
@@ -284,8 +316,7 @@ class _Crew:
             missing = self._asleep.value - self._bell.qsize()
             if missing > 0:
                 self._ring(missing)
-        patience = self._patience // 8
-        failed: int = self.native.work_through(self._shared, kernel, task, self._parts, patience)
+        failed: int = self._native.work_through(self.shared, kernel, task)
         return failed
 
     def stop(self) -> None:
@@ -374,6 +405,14 @@ def _crew_at_hand() -> _Crew | None:
         return _crew
 
 
+def crew_memory() -> tuple[_Crew | None, int]:
+    """Return what `work_at_once` works with, behind who keeps it alive until it returns."""
+    crew = _crew
+    if crew is not None:
+        return crew, crew.shared
+    return None, _NO_HELPERS if _threads == 1 else _NOT_MADE
+
+
 def run(kernel: int, task: int, parallel: bool) -> None:
     """Run a kernel on a task: on the crew if `parallel` and it is free, else on this thread.
 
@@ -386,4 +425,4 @@ def run(kernel: int, task: int, parallel: bool) -> None:
     """
     crew = (_crew or _crew_at_hand()) if parallel and _threads > 1 else None
     if (_alone()(kernel, task) if crew is None else crew.run(kernel, task)) > 0:
-        raise MemoryError("there is no memory for what a kernel needs, its result is undefined")
+        raise MemoryError(OUT_OF_MEMORY)
