@@ -298,6 +298,9 @@ def as_matrix_index(
     >>> as_matrix_index((None, IndexSet([1], 3), None), (2, 3, 4))
     (IndexSet([1 4], size=6), None)
     """
+    if len(index) == 2:  # spares the search
+        rows, cols = index
+        return rows, cols
     *leading, cols = index or (None,)
     if all(units is None for units in leading):
         return None, cols

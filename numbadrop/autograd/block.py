@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numbadrop.index_set import IndexSet
 __all__ = ["Block"]
 
 Array = NDArray[Any]
+_size_of = attrgetter("size")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +54,7 @@ class Block:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the full array."""
-        return tuple(units.size for units in self.index)
+        return tuple(map(_size_of, self.index))
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -169,9 +169,9 @@ def _work_through(shared, kernel, task):
 
 @inner
 def work_at_once(shared, kernel, task, parallel):
-    """Run a kernel; return how many parts have failed, or `UNDONE` where `run` has to see to it.
+    """Run a kernel; return how many parts have failed, or `UNDONE`.
 
-    `shared` is what `crew_memory` returns: in Python is who has a crew to make, or to wake.
+    `shared` is what `crew_memory` returns. To make a crew, or to wake it, takes Python: see `run`.
     """
     if not parallel or shared == _NO_HELPERS:
         return _work_alone(kernel, task)
@@ -183,11 +183,7 @@ def work_at_once(shared, kernel, task, parallel):
 class _Native(NamedTuple):
     serve: Any
     work_through: Any
-
-
-@cache
-def _alone() -> Any:
-    return native_function(_work_alone.py_func, types.int64(types.int64, types.int64))
+    work_at_once: Any
 
 
 @cache
@@ -196,6 +192,7 @@ def _native() -> _Native:
     return _Native(
         native_function(_serve, types.void(i64, i64, i64, i64)),
         native_function(_work_through.py_func, types.int64(i64, i64, i64)),
+        native_function(work_at_once.py_func, types.int64(i64, i64, i64, i64)),
     )
 
 
@@ -406,7 +403,7 @@ def _crew_at_hand() -> _Crew | None:
 
 
 def crew_memory() -> tuple[_Crew | None, int]:
-    """Return what `work_at_once` works with, behind who keeps it alive until it returns."""
+    """Return what `work_at_once` works with, and who has to live until that returns."""
     crew = _crew
     if crew is not None:
         return crew, crew.shared
@@ -423,6 +420,13 @@ def run(kernel: int, task: int, parallel: bool) -> None:
     MemoryError
         If there is no memory for what the kernel needs. What it writes is undefined then.
     """
-    crew = (_crew or _crew_at_hand()) if parallel and _threads > 1 else None
-    if (_alone()(kernel, task) if crew is None else crew.run(kernel, task)) > 0:
+    crew, shared = crew_memory()
+    failed = _native().work_at_once(shared, kernel, task, parallel)
+    if failed == UNDONE:
+        crew = crew or _crew_at_hand()
+        if crew is None:
+            failed = _native().work_at_once(_NO_HELPERS, kernel, task, parallel)
+        else:
+            failed = crew.run(kernel, task)
+    if failed > 0:
         raise MemoryError(OUT_OF_MEMORY)

@@ -26,6 +26,7 @@ from numbadrop.kernels.arrays import (
     check_apart,
     check_dtype,
     check_is_array,
+    check_real,
     check_same_memory,
     count_units,
     resolve,
@@ -49,7 +50,7 @@ from numbadrop.kernels.memory import (
     words_behind,
 )
 from numbadrop.kernels.shares import share
-from numbadrop.kernels.task import run_task
+from numbadrop.kernels.task import Task, prepare_task
 from numbadrop.kernels.windows import (
     Axis,
     find_spread,
@@ -283,6 +284,8 @@ class Update(NamedTuple):
     grad: Array
     rows: IndexSet | None
     cols: IndexSet | None
+    task: Task | None = None
+    """On the host, what does it."""
 
 
 class BlockUpdate:
@@ -301,7 +304,7 @@ class BlockUpdate:
         As `update_block`.
     """
 
-    __slots__ = ("_numbers", "hyper", "slots", "value")
+    __slots__ = ("_matrix", "hyper", "slots", "value")
 
     def __init__(self, hyper: Any, value: Array, slots: Array) -> None:
         registered = rule_of(hyper)
@@ -322,7 +325,7 @@ class BlockUpdate:
                 raise ValueError(f"{name} must be writeable, aligned and C-contiguous")
         check_apart("slots", slots, value=value)
         self.hyper, self.value, self.slots = hyper, value, slots
-        self._numbers = f"{len(hyper._fields)}{'f' if value.dtype.itemsize == 4 else 'd'}"
+        self._matrix = math.prod(value.shape[:-1]), value.shape[-1]
 
     def __call__(self, rule: Any, grad: Array, rows: Units = None, cols: Units = None) -> None:
         """Apply `rule`, of the class `hyper`, to a block; see `update_block`."""
@@ -333,43 +336,39 @@ class BlockUpdate:
         value, slots = self.value, self.slots
         if type(rule) is not self.hyper:
             raise TypeError(f"rule must be a {self.hyper.__name__}, got {type(rule).__name__}")
-        try:
-            struct.pack(self._numbers, *rule)
-        except struct.error:
-            raise TypeError(f"rule must hold real numbers, got {rule}") from None
-        check_is_array("grad", grad)
-        _check_like("grad", grad, value)
+        if type(grad) is not type(value) or grad.dtype is not value.dtype:
+            check_is_array("grad", grad)
+            _check_like("grad", grad, value)
         check_apart("grad", grad, value=value, slots=slots)
-        col_set = resolve("cols", cols, value.shape[-1])
-        col_count = count_units(col_set, value.shape[-1])
-        row_set = None
-        wanted: tuple[int, ...] = (col_count,)
+        row_count, col_count = self._matrix
+        row_set, col_set = None, resolve("cols", cols, col_count)
+        wanted: tuple[int, ...] = (count_units(col_set, col_count),)
         if value.ndim > 1:
-            row_count = math.prod(value.shape[:-1])
             row_set = resolve("rows", rows, row_count)
-            wanted = (count_units(row_set, row_count), col_count)
+            wanted = count_units(row_set, row_count), *wanted
         elif rows is not None:
             raise ValueError("rows must be None for a one-dimensional value")
         if grad.shape != wanted:
             raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
-        return Update(rule, value, slots, grad, row_set, col_set)
-
-
-def _run(update: Update) -> None:
-    rule, value, slots, grad, row_set, col_set = update
-    if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
-        grad = grad.copy()
-    col_count = grad.shape[-1]
-    row_count = len(grad) if grad.ndim == 2 else 1
-    # The rule's numbers enter in the dtype of the weights: in float64 they would double the width
-    # of all sums.
-    run_task(
-        _update_part, value.dtype, rule,
-        id(value), id(slots), id(grad), row_count, col_count, value.shape[-1],
-        0 if row_set is None else row_set.address,
-        0 if col_set is None else col_set.address,
-        parallel=row_count * col_count >= _SERIAL_BELOW,
-    )  # fmt: skip
+        task = None
+        if is_host(value):
+            if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
+                grad = grad.copy()
+            # The rule's numbers enter in the dtype of the weights: in float64 they would double the
+            # width of all sums.
+            try:
+                task = prepare_task(
+                    _update_part, value.dtype, rule,
+                    id(value), id(slots), id(grad), math.prod(wanted[:-1]), wanted[-1], col_count,
+                    0 if row_set is None else row_set.address,
+                    0 if col_set is None else col_set.address,
+                )  # fmt: skip
+            except struct.error:
+                raise TypeError(f"rule must hold real numbers, got {rule}") from None
+        else:
+            for name, number in zip(rule._fields, rule, strict=True):
+                check_real(name, number, value.dtype)
+        return Update(rule, value, slots, grad, row_set, col_set, task)
 
 
 def _check_like(name: str, array: Array, value: Array) -> None:
@@ -428,11 +427,11 @@ def update_blocks(updates: Sequence[Update]) -> None:
     ValueError
         If one value occurs twice on a GPU. Nothing has been changed then.
     """
-    on_gpu = [update for update in updates if not is_host(update.value)]
+    on_gpu = [update for update in updates if update.task is None]
     if len({id(update.value) for update in on_gpu}) < len(on_gpu):
         raise ValueError("updates on a GPU must be of different values, one occurs twice")
     for update in updates:
-        if is_host(update.value):
-            _run(update)
+        if update.task is not None:
+            update.task.run(parallel=update.grad.size >= _SERIAL_BELOW)
     if on_gpu:
         cuda().update_blocks(on_gpu)

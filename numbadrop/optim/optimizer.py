@@ -124,8 +124,6 @@ class Optimizer:
         TypeError, ValueError
             If a gradient does not fit its parameter. Nothing has been changed then.
         """
-        for number, (parameter, state) in enumerate(self._states.items()):
-            _check_gradient(number, parameter, state)
         # All are checked before one is done.
         due = []
         for group in self.param_groups:
@@ -134,7 +132,7 @@ class Optimizer:
                 if parameter.grad is not None:
                     state = self._states[parameter]
                     rule = self._rule(group, lr, state)
-                    due.append((parameter, state, _due_update(rule, parameter, state)))
+                    due.append((parameter, state, self._due_update(rule, parameter, state)))
         for _, state, update in due:
             if state.lag is not None:
                 state.lag.advance(update.rule, update.rows, update.cols)
@@ -142,6 +140,36 @@ class Optimizer:
         for parameter, state, _ in due:
             parameter.version += 1
             state.steps += 1
+
+    def _due_update(
+        self, rule: tuple[float, ...], parameter: Parameter, state: State
+    ) -> kernels.Update:
+        """Return what `kernels.update_blocks` takes."""
+        grad, value = parameter.grad, parameter.value
+        assert grad is not None
+        values, index = (grad.values, grad.index) if isinstance(grad, Block) else (grad, ())
+        update = state.update
+        is_new = (
+            update is None
+            or update.value is not value
+            or update.slots is not state.slots
+            or update.hyper is not type(rule)
+        )
+        # What has not changed since the last step was checked then.
+        if (
+            is_new
+            or grad.shape != value.shape
+            or values.dtype is not value.dtype
+            or type(values) is not type(value)
+        ):
+            _check_gradient(list(self._states).index(parameter), parameter, state)
+        if update is None or is_new:
+            if is_host(state.slots) != is_host(value):  # The parameter was moved.
+                state.slots = (to_host if is_host(value) else to_device)(state.slots)
+            update = state.update = kernels.BlockUpdate(type(rule), value, state.slots)
+        if values.ndim > 2:  # To the kernel, all axes but the last are rows.
+            values = values.reshape(-1, values.shape[-1])
+        return update.check(rule, values, *as_matrix_index(index, value.shape))
 
     def catch_up(self) -> None:
         """Make up for all steps that inactive weights have missed. Does nothing if "frozen"."""
@@ -248,25 +276,3 @@ def _check_gradient(number: int, parameter: Parameter, state: State) -> None:
             f"value of parameter {number} must be C-contiguous, its strides are "
             f"{parameter.value.strides}"
         )
-
-
-def _due_update(rule: tuple[float, ...], parameter: Parameter, state: State) -> kernels.Update:
-    """Return what `kernels.update_blocks` takes."""
-    grad = parameter.grad
-    assert grad is not None
-    values, index = (grad.values, grad.index) if isinstance(grad, Block) else (grad, ())
-    if is_host(state.slots) != is_host(parameter.value):
-        # The parameter was moved since.
-        state.slots = (to_host if is_host(parameter.value) else to_device)(state.slots)
-    update = state.update
-    if (
-        update is None
-        or update.hyper is not type(rule)
-        or update.value is not parameter.value
-        or update.slots is not state.slots
-    ):
-        update = kernels.BlockUpdate(type(rule), parameter.value, state.slots)
-        state.update = update
-    if values.ndim > 2:  # To the kernel, all axes but the last are rows.
-        values = values.reshape(-1, values.shape[-1])
-    return update.check(rule, values, *as_matrix_index(index, parameter.shape))

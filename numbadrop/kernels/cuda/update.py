@@ -121,7 +121,7 @@ def update_blocks(updates: Sequence[Update]) -> None:
     for (hyper, rule, dtype), chosen in together.items():
         for first in range(0, len(chosen), _MOST):
             blocks, start = [], 0
-            for _, *arrays, rows, cols in chosen[first : first + _MOST]:
+            for _, *arrays, rows, cols, _ in chosen[first : first + _MOST]:
                 value, slots, grad = cast(list[DeviceArray], arrays)
                 row_count, col_count = (1, *grad.shape)[-2:]
                 chunk, (across, down, _) = grid_of(row_count, col_count)
