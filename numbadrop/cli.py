@@ -7,6 +7,7 @@ What a command needs is imported by that command, so that help and a mistyped op
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -53,11 +54,16 @@ def main(argv: list[str] | None = None) -> int:
     int
         Exit code: 0, 1 for training that diverged, 2 for a mistake of the user, 130 after Ctrl-C.
     """
+    # A name that the terminal's or the file's encoding lacks is no reason to fail.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = vars(_parser().parse_args(argv))
     command = args.pop("command")
     try:
         command(**args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not flush to it on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

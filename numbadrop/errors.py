@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["DeviceError", "DeviceMemoryError", "MissingExtraError", "UserError", "needs_extra"]
+__all__ = [
+    "DeviceError", "DeviceMemoryError", "MissingExtraError", "UnsupportedError", "UserError",
+    "needs_extra",
+]  # fmt: skip
 
 
 class UserError(Exception):
@@ -22,6 +25,10 @@ class UserError(Exception):
 
 class MissingExtraError(UserError, ImportError):
     """A feature was asked for whose optional dependency is not installed."""
+
+
+class UnsupportedError(UserError, ImportError):
+    """Numbadrop's kernels cannot run in this process."""
 
 
 class DeviceError(UserError, RuntimeError):

@@ -101,6 +101,35 @@ def test_code_that_an_earlier_version_has_left_is_not_taken(package, run, tmp_pa
     assert run(UPDATE) == expected
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"\x80\x04nonsense"])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_file_is_replaced(run, tmp_path, kind, content):
+    """As a power cut may leave it, or half of it."""
+    run(UPDATE)
+    for path in (tmp_path / "cache").rglob(f"*.{kind}"):
+        path.write_bytes(content or path.read_bytes()[:-5])
+    assert run(UPDATE) == "[-2.0, 0.0, -2.0]"
+    files = compiled(tmp_path / "cache")
+    assert run(UPDATE) == "[-2.0, 0.0, -2.0]"
+    assert compiled(tmp_path / "cache") == files
+
+
+def test_a_full_disk_is_no_reason_to_fail(run, tmp_path):
+    program = """
+import errno
+from numba.core.caching import IndexDataCacheFile
+
+def full(self, name, data):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+IndexDataCacheFile._save_data = full
+"""
+    for _ in range(2):
+        assert run(program + UPDATE) == "[-2.0, 0.0, -2.0]"
+    assert run(UPDATE) == "[-2.0, 0.0, -2.0]"
+    assert not any(path.suffix == ".tmp" for path in (tmp_path / "cache").rglob("*"))
+
+
 def test_code_for_another_type_is_not_taken(run, tmp_path):
     """As where two processes have compiled for two types at once."""
     twice = UPDATE + UPDATE.replace("np.ones((1, 2))", "np.ones((1, 2), 'f')").replace(

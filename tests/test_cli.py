@@ -486,6 +486,22 @@ class TestInfoAndWarmup:
             assert re.search(rf"^{name} +\S", out, re.M), name
         assert re.search(r"cache +/.*, [1-9]\d* files, \d+\.\d MiB", out)
 
+    def test_a_name_that_the_output_cannot_encode(self, tmp_path):
+        folder = tmp_path / "\N{LATIN CAPITAL LETTER L WITH STROKE}"
+        env = {**ENVIRONMENT, "NUMBA_CACHE_DIR": str(folder), "PYTHONIOENCODING": "cp1252"}
+        done = subprocess.run([*COMMAND, "info"], env=env, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"\\u0141" in done.stdout
+
+    def test_without_numbas_compiler(self):
+        done = subprocess.run(
+            [*COMMAND, "train", "--epochs", "1"], env={**ENVIRONMENT, "NUMBA_DISABLE_JIT": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("numbadrop: numbadrop's kernels are machine code")
+        assert done.stderr.count("\n") == 1
+
     def test_warmup(self, capsys):
         assert run("warmup") == 0
         out, err = capsys.readouterr()

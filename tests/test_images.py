@@ -311,6 +311,17 @@ class TestImageFolder:
         np.testing.assert_array_equal(data.train_inputs, wanted)
         assert list(tmp_path.iterdir()) == [path]
 
+    def test_a_zip_file_with_the_separators_of_windows(self, tmp_path):
+        path = tmp_path / "images.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in {"train/": b"", **image_files()}.items():
+                member = zipfile.ZipInfo("name")
+                member.filename, member.create_system = name.replace("/", "\\"), 0
+                archive.writestr(member, content)
+        data = load_image_folder(path)
+        wanted = [random_pixels(seed).ravel() for seed in EXPECTED]
+        np.testing.assert_array_equal(data.train_inputs, wanted)
+
     def test_many_images_keep_their_order(self, tmp_path):
         files = {f"train/a/{n:04}.bmp": encoded(np.full((2, 2, 3), n % 251, np.uint8), format="BMP")
                  for n in range(450)}  # fmt: skip

@@ -43,6 +43,23 @@ def test_it_is_an_array_like_any_other(shape, dtype):
     assert array.nbytes < recycling._FROM_BYTES or address(array) % 64 == 0
 
 
+def test_what_was_left_is_given_back_where_memory_ends(monkeypatch):
+    array = empty_host(LARGE, FLOAT)
+    del array
+    assert recycling._free
+    empty = np.empty
+
+    def scarce(shape, dtype):
+        if recycling._free:
+            raise MemoryError
+        return empty(shape, dtype)
+
+    monkeypatch.setattr(recycling.np, "empty", scarce)
+    larger = empty_host((3 * LARGE[0], LARGE[1]), FLOAT)
+    monkeypatch.undo()
+    assert larger.shape == (3 * LARGE[0], LARGE[1])
+
+
 def test_what_was_left_is_used_again():
     array = empty_host(LARGE, FLOAT)
     before = address(array)

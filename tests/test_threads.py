@@ -21,7 +21,7 @@ from numbadrop.kernels import matmul, run_product
 from numbadrop.kernels import threads as crew_of_threads
 from numbadrop.kernels.atomics import atomic_add
 from numbadrop.kernels.jit import DONE
-from numbadrop.kernels.memory import CACHE_LINE, store
+from numbadrop.kernels.memory import store
 
 SHAPES = [(1, 1, 1), (17, 47, 33), (3, 515, 40), (130, 70, 90)]
 
@@ -298,7 +298,7 @@ def noting():
 def test_a_thread_takes_its_own_part_first_and_each_part_once(own, noting):
     """What a part needs lies in the cache of the core that did the same part before."""
     parts, patience = 3, 5
-    shared = np.zeros(crew_of_threads._TAKEN // 8 + parts * CACHE_LINE // 8, np.int64)
+    shared = np.zeros(crew_of_threads._TAKEN // 8 + parts * crew_of_threads._APART // 8, np.int64)
     at = shared.ctypes.data
     native = crew_of_threads._native()
     native.serve(at, own, parts, patience)  # There is no task yet.

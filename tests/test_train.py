@@ -5,11 +5,13 @@ import math
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,6 +44,7 @@ from numbadrop.train import (
     DivergedError,
     EpochMetrics,
     TrainingInterrupted,
+    atomic,
     error_rate,
     evaluate,
     fit,
@@ -53,6 +56,7 @@ from numbadrop.train import (
     train_step,
 )
 from numbadrop.train.fit import _is_stale
+from numbadrop.train.progress import progress_for
 from numbadrop.train.recipe import Recipe, augmentation_from, graham, schedule_from
 from numbadrop.train.timing import step_times
 
@@ -789,6 +793,63 @@ class TestCheckpoint:
         with pytest.raises(OSError, match="disk full"):
             save_checkpoint(saved, Checkpoint.capture(model, optimizer, {}, {}))
         assert saved.read_bytes() == content
+
+
+class TestFilesThatOthersHold:
+    """As a virus scanner or a spreadsheet does on Windows."""
+
+    @pytest.fixture
+    def windows(self, monkeypatch):
+        """Return the pauses of a system where the first `refusals` changes of a file fail."""
+
+        def make(refusals):
+            pauses = []
+
+            def replace(source, target):
+                if len(pauses) < refusals:
+                    raise PermissionError(13, "Access is denied")
+                os.replace(source, target)
+
+            system = SimpleNamespace(name="nt", replace=replace, fsync=os.fsync)
+            monkeypatch.setattr(atomic, "os", system)
+            monkeypatch.setattr(atomic, "time", SimpleNamespace(sleep=pauses.append))
+            return pauses
+
+        return make
+
+    def test_for_a_moment(self, windows, tmp_path):
+        pauses = windows(refusals=3)
+        atomic.write_atomically(tmp_path / "file", b"new")
+        assert (tmp_path / "file").read_bytes() == b"new"
+        assert len(pauses) == 3
+
+    def test_for_long(self, windows, tmp_path):
+        windows(refusals=100)
+        (tmp_path / "file").write_bytes(b"old")
+        with pytest.raises(PermissionError, match="Access is denied"):
+            atomic.write_atomically(tmp_path / "file", b"new")
+        assert (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synchronized there alone")
+def test_a_folder_that_cannot_be_synchronized(monkeypatch, tmp_path):
+    """As on some file systems that are shared with a virtual machine."""
+    synchronize = os.fsync
+
+    def files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        synchronize(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    atomic.write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_program_without_a_console(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with progress_for(epochs=1, steps=1):
+        pass
 
 
 class TestRecipe:

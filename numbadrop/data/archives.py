@@ -48,8 +48,11 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
 def _read_zip(path: Path) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if not member.is_dir():
-                yield member.filename, archive.read(member)
+            name = member.filename
+            if member.create_system == 0:  # Windows, whose own separators some programs write.
+                name = name.replace("\\", "/")
+            if not name.endswith("/"):
+                yield name, archive.read(member)
 
 
 def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from numba.core.runtime import rtsys
 from numba.core.sigutils import normalize_signature
 
 from numbadrop.address import DATA, DESCR, FLAGS, SHAPE, STRIDES
+from numbadrop.errors import UnsupportedError
 
 __all__ = [
     "DONE",
@@ -66,7 +68,7 @@ Each level of calls compiles all that is below it again.
 
 
 if numba.config.DISABLE_JIT:
-    raise ImportError(
+    raise UnsupportedError(
         "numbadrop's kernels are machine code: they need Numba's compiler, which the environment "
         "variable NUMBA_DISABLE_JIT switches off"
     )
@@ -96,7 +98,7 @@ def sources_stamp() -> str | None:
 def cache_folder() -> Path | None:
     """Return where machine code is kept between processes, None where nothing can be written."""
     try:
-        return Path(FunctionCache(cache_folder).cache_path)
+        return Path(_Cache(cache_folder).cache_path)
     except RuntimeError:
         return None
 
@@ -107,6 +109,15 @@ class _Stamped(CompileResultCacheImpl):  # type: ignore[misc]  # Numba's classes
     Numba stamps the index of a cache alone, and writes it first: who is killed before the code is
     written, or reads between, would take for new what an earlier version has left there.
     """
+
+    if os.name == "nt":
+        # Where all users share a Python, few may write beside its packages. Numba finds that out
+        # with a temporary file, which there takes for ever (python/cpython#66305).
+        _locator_classes = [
+            locator
+            for locator in CompileResultCacheImpl._locator_classes
+            if not locator.__name__.lstrip("_").startswith("InTree")
+        ]
 
     def reduce(self, compiled: Any) -> Any:
         return self._stamp(compiled.codegen), super().reduce(compiled)
@@ -129,10 +140,20 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba's classes are Any he
 
     _impl_class = _Stamped
 
+    def save_overload(self, sig: Any, data: Any) -> None:
+        # Who cannot keep it, as where the disk is full, compiles it again the next time.
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
     def _load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            found = super()._load_overload(sig, target_context)
+        except Exception:  # Whatever unpickling finds in a file that a power cut has left.
+            with suppress(OSError):
+                self._cache_file.flush()  # An index of nothing, for what is compiled now.
+            return None
         # Of two processes that compile for two types at once, one may have written the index and
         # the other the code.
-        found = super()._load_overload(sig, target_context)
         wanted, _ = normalize_signature(sig)
         return found if found is not None and found.signature.args == wanted else None
 

@@ -120,7 +120,11 @@ def empty_host(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return np.empty(shape, dtype)
     memory = _take(size + CACHE_LINE)
     if memory is None:
-        memory = np.empty(size + CACHE_LINE, np.uint8)
+        try:
+            memory = np.empty(size + CACHE_LINE, np.uint8)
+        except MemoryError:
+            release_memory()
+            memory = np.empty(size + CACHE_LINE, np.uint8)
     return np.asarray(_Lease(memory, shape, dtype))
 
 

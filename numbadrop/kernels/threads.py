@@ -27,7 +27,6 @@ from functools import cache
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
@@ -41,8 +40,9 @@ from numbadrop.kernels.atomics import (
     give_way,
     relax,
 )
+from numbadrop.kernels.cpus import default_threads
 from numbadrop.kernels.jit import DONE, inner, native_function
-from numbadrop.kernels.memory import CACHE_LINE, load_index, pointer, store
+from numbadrop.kernels.memory import load_index, pointer, store
 
 __all__ = [
     "OUT_OF_MEMORY", "UNDONE", "crew_memory", "get_num_threads", "run", "set_num_threads",
@@ -51,7 +51,9 @@ __all__ = [
 
 OUT_OF_MEMORY = "there is no memory for what a kernel needs, its result is undefined"
 
-# What threads share: words of 8 bytes, on a cache line of their own where they are contended for.
+# What threads share: words of 8 bytes, apart where they are contended for.
+_APART = 128
+"""Two cache lines: Apple's are as long, and Intel's come in pairs."""
 _NUMBER = 0
 """Of the current task; the first is 1."""
 _KERNEL = 1 * 8
@@ -62,12 +64,12 @@ _PARTS = 4 * 8
 """Of each task."""
 _PATIENCE = 5 * 8
 """Looks that a caller takes at whether others are done, before it offers them its core."""
-_DONE = 8 * 8
-_ASLEEP = 16 * 8
-_STATE = 24 * 8
+_DONE = 1 * _APART
+_ASLEEP = 2 * _APART
+_STATE = 3 * _APART
 """Of the crew: `_FREE`, `_IN_USE` for a caller's task, or `_CLOSED` for ever."""
-_TAKEN = 32 * 8
-"""For each part, on a cache line of its own: the number of the last task of which it was taken, at
+_TAKEN = 4 * _APART
+"""For each part, apart: the number of the last task of which it was taken, at
 first 0. All parts of a task are taken before the next has a number: who comes late with an old
 number takes none."""
 _FREE, _IN_USE, _CLOSED = 0, 1, 2
@@ -111,7 +113,7 @@ def _take_parts(shared, number, own, parts):
     """Do the parts of a task that nobody has taken, the thread's own first."""
     for n in range(parts):
         part = (own + n) % parts
-        taken = shared + _TAKEN + part * CACHE_LINE
+        taken = shared + _TAKEN + part * _APART
         if atomic_load(taken) == number - 1 and compare_and_swap(taken, number - 1, number):
             # Until this part is done the task stays what it is.
             kernel, task = load_index(shared, _KERNEL // 8), load_index(shared, _TASK // 8)
@@ -229,8 +231,8 @@ class _Crew:
         # its lock held for ever.
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._stopped = False
-        self._memory = np.zeros(_TAKEN + (parts + 1) * CACHE_LINE, np.uint8)
-        self.shared = self._memory.ctypes.data + -self._memory.ctypes.data % CACHE_LINE
+        self._memory = np.zeros(_TAKEN + (parts + 1) * _APART, np.uint8)
+        self.shared = self._memory.ctypes.data + -self._memory.ctypes.data % _APART
         self._asleep = ctypes.c_int64.from_address(self.shared + _ASLEEP)
         """Helpers that wait for the bell, will in a moment, or have just heard it."""
         self._state = ctypes.c_int64.from_address(self.shared + _STATE)
@@ -327,7 +329,7 @@ class _Crew:
             thread.join(max(0.0, end - time.monotonic()))
 
 
-_threads: int = numba.config.NUMBA_NUM_THREADS
+_threads = default_threads()
 _crew: _Crew | None = None
 _making = threading.RLock()
 _is_under_way = False
@@ -341,7 +343,7 @@ def get_num_threads() -> int:
 def set_num_threads(threads: int) -> None:
     """Set how many threads a kernel uses, the caller's among them.
 
-    The default is Numba's: NUMBA_NUM_THREADS, else the CPUs that this process may use. Results do
+    The default is NUMBA_NUM_THREADS, else the CPUs that this process may use. Results do
     not depend on it.
 
     Parameters

@@ -50,6 +50,8 @@ _GATHERED = 5
 """Words that say which units of an axis were gathered last."""
 _MOST_WINDOWS = 4
 """Windows that are read at a time: their orders, and the words, share the register file."""
+_FARTHEST = 1 << 29
+"""Units that words are picked from at a time, so that their numbers are no longer than 32 bits."""
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -264,8 +266,8 @@ def find_gather(alpha, axis, first, last, table):
     """
     wide = lanes(alpha)
     per_unit = WORDS // wide
-    # Where words are picked one by one, it does not matter how far apart they are.
-    reach = axis.size if MACHINE.permute is None else wide
+    # Where words are picked one by one, it hardly matters how far apart they are.
+    reach = min(axis.size, _FARTHEST) if MACHINE.permute is None else wide
     registers = (last - first + wide - 1) // wide
     if _note(table.gathered, axis, first, last):
         return registers

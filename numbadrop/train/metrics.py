@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numbadrop.train.atomic import write_atomically
+from numbadrop.train.atomic import patiently, write_atomically
 
 __all__ = ["EpochMetrics", "error_rate", "read_metrics", "top_k_error"]
 
@@ -111,7 +111,7 @@ def misses(scores: Array, labels: Array, k: int = 1) -> NDArray[np.bool_]:
 
 def append_metrics(path: Path, metrics: EpochMetrics) -> None:
     """Add a line to the file in a single write."""
-    with path.open("ab", buffering=0) as file:
+    with patiently(lambda: path.open("ab", buffering=0)) as file:
         file.write(_line(metrics))
 
 

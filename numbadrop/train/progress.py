@@ -38,7 +38,7 @@ def progress_for(epochs: int, steps: int) -> Progress:
     epochs, steps : int
         Epochs of the run, steps of an epoch.
     """
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():  # A program without a console has none.
         try:
             return _Live(epochs, steps)
         except ModuleNotFoundError:
