@@ -226,10 +226,12 @@ def test_block_stands_for_its_dense_array(rows, cols, other):
         for j, col in enumerate(sorted(cols)):
             dense[row, col] = a.values[i, j]
     np.testing.assert_array_equal(a.dense(), dense)
-    assert isinstance(a + b, Block) == (rows == other)
     total = a + b
-    total = total.dense() if isinstance(total, Block) else total
-    np.testing.assert_array_equal(total, a.dense() + b.dense())
+    assert [set(units.indices) for units in total.index] == [set(rows) | set(other), set(cols)]
+    np.testing.assert_array_equal(total.dense(), a.dense() + b.dense())
+    for doubled in (2 * a, a * 2.0, np.float64(2) * a):
+        assert doubled.index == a.index
+        np.testing.assert_array_equal(doubled.values, a.values * 2)
     np.testing.assert_array_equal(a + full, full + a)
     np.testing.assert_array_equal(a + full, 1 + dense)
 

@@ -360,6 +360,18 @@ class TestCrossEntropy:
             kernels.cross_entropy(np.ones((1, 0)), [0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("cols", [1, 7, 16, 33])
+def test_no_gradient_passes_where_nothing_does(dtype, cols):
+    """Not even one that is infinite, or not a number: a root has one at 0."""
+    y = np.tile(np.array([0.0, 2.0], dtype), (cols, 1)).T.copy()
+    for bad in (np.inf, -np.inf, np.nan):
+        h, sums = kernels.rectifier_gradient(np.full((2, cols), bad, dtype), y, slope=0.0)
+        np.testing.assert_array_equal(h[0], 0)
+        np.testing.assert_array_equal(h[1], bad)
+        np.testing.assert_array_equal(sums, bad)
+
+
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((31, 90), (90, 70), 70))

@@ -83,6 +83,29 @@ class TestActivation:
     def test_sum_with_an_array(self):
         np.testing.assert_array_equal((X + Activation.of(X)).value, 2 * X)
 
+    def test_sum_with_a_variable(self):
+        variable = Variable(X, True)
+        for total in (variable + Activation.of(X), Activation.of(X) + variable):
+            assert isinstance(total, Activation)
+            np.testing.assert_array_equal(total.value, 2 * X)
+        with pytest.raises(TypeError, match="unsupported operand"):
+            variable * Activation.of(X)
+
+    @pytest.mark.parametrize("function", [np.asarray, np.argmax, np.sort])
+    def test_numpy_takes_none_for_an_array(self, function):
+        with pytest.raises(TypeError, match=r"an Activation is no array: \.value holds"):
+            function(Activation.of(X))
+        with pytest.raises(TypeError, match=r"a Variable is no array, its \.value is"):
+            function(Variable(X))
+
+    @pytest.mark.parametrize("units", [[0, 2], np.array([0, 2]), np.ones(4, bool), 2])
+    def test_units_that_are_no_set(self, units):
+        for layer in (ReLU(), Linear(4, 4), Sequential(Linear(4, 4)), Residual(Linear(4, 4))):
+            with pytest.raises(
+                TypeError, match=r"units must be an IndexSet, got (list|ndarray|int)"
+            ):
+                layer(X, units)
+
     @pytest.mark.parametrize(
         ("error", "message", "x"),
         [
@@ -557,6 +580,16 @@ class TestBatchNorm:
 
 
 class TestDropout:
+    @pytest.mark.parametrize("kind", [Dropout, Dropout2d, BatchwiseDropout])
+    def test_a_fraction_that_is_changed(self, kind):
+        layer = kind(0.5)
+        layer.p = 0
+        assert layer.p == 0.0
+        for p in (1, -0.1, np.nan):
+            with pytest.raises(ValueError, match=r"the fraction dropped, must be in \[0, 1\), got"):
+                layer.p = p
+        assert layer.p == 0.0
+
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_independent(self, dtype):
         layer = Dropout(0.25).seed(0)
@@ -799,6 +832,12 @@ class TestResidual:
         assert len(units) == 2
         assert inner.blocks == [(IndexSet.all(4), units)]
 
+    def test_dropout_behind_a_block_that_drops_units_itself(self):
+        inner = Sequential(Linear(4, 4), ReLU(), BatchwiseDropout(0.5))
+        net = Residual(Sequential(inner, BatchwiseDropout(0.5))).seed(0)
+        assert net(X).units == IndexSet.all(4)
+        assert np.isfinite(net(X).value).all()
+
     def test_block_of_another_width(self):
         with pytest.raises(ValueError, match="units must be of 5 output units, got of 4"):
             Residual(Linear(4, 5))(X)
@@ -823,6 +862,21 @@ class TestModule:
         assert [name for name, _ in net.named_parameters()] == names
         assert net.parameters() == [p for _, p in net.named_parameters()]
         assert len(net.modules()) == 5
+
+    def test_a_sequential_with_a_module_besides(self):
+        class Headed(Sequential):
+            def __init__(self):
+                super().__init__(Linear(4, 3), ReLU())
+                self.head = Linear(3, 2)
+
+            def __call__(self, x, units=None):
+                return self.head(super().__call__(x), units)
+
+        net = Headed().seed(0).eval()
+        names = ["0.weight", "0.bias", "head.weight", "head.bias"]
+        assert [name for name, _ in net.named_parameters()] == names
+        assert list(net.state_dict()) == names
+        assert not net.head.training
 
     def test_modules_that_know_each_other(self):
         net = Net()
@@ -948,6 +1002,11 @@ class TestLosses:
             cross_entropy(part, [0, 0])
         with pytest.raises(ValueError, match="prediction must have all of its 4 units, got 2"):
             mse(part, X)
+
+    def test_whole_numbers_would_wrap_around(self):
+        a, b = np.array([[5]], np.uint8), np.array([[250]], np.uint8)
+        with pytest.raises(TypeError, match="prediction must be float32 or float64, got uint8"):
+            mse(a, b)
 
     def test_no_grad(self):
         with no_grad():

@@ -215,6 +215,11 @@ class TestUnits:
         assert ops.flatten(x[:0]).shape == (0, 6)
         check_grads(ops.flatten, [x])
 
+    @pytest.mark.parametrize("layout", ["nchw", "HWC", ""])
+    def test_unflatten_of_another_layout(self, layout):
+        with pytest.raises(ValueError, match=f"layout must be 'NHWC' or 'NCHW', got '{layout}'"):
+            ops.unflatten(np.ones((1, 12)), (2, 2, 3), layout)
+
     @pytest.mark.parametrize(("shape", "layout"), [((2, 3, 4), "NCHW"), ((3, 4, 2), "NHWC")])
     def test_unflatten(self, shape, layout):
         x = np.random.default_rng(0).standard_normal((5, 24))

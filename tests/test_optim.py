@@ -295,8 +295,69 @@ class TestCatchUp:
         first.catch_up()
         np.testing.assert_array_equal(parameter.value, taken_over)
 
+    def test_who_was_taken_over_from_takes_no_step(self):
+        parameter = Parameter(np.ones(2))
+        first = NAG([parameter], lr=0.1, inactive="catch_up")
+        Adam([parameter])
+        parameter.grad = np.ones(2)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="parameter 0 belongs to an optimizer that was"):
+                first.step()
+        np.testing.assert_array_equal(parameter.value, 1)
+
+
+class TestFrozenSums:
+    def test_the_sum_of_two_blocks_leaves_the_rest_alone(self):
+        parameter = Parameter(np.ones((4, 4)))
+        optimizer = SGD([parameter], lr=0.1, weight_decay=0.5)
+        for row, col in ((0, 1), (2, 1)):
+            block = Block(np.ones((1, 1)), (IndexSet([row], 4), IndexSet([col], 4)))
+            parameter.grad = block if parameter.grad is None else parameter.grad + block
+        optimizer.step()
+        changed = np.zeros((4, 4), bool)
+        changed[[0, 2], 1] = True
+        np.testing.assert_array_equal(parameter.value != 1, changed)
+
 
 class TestGroups:
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("lr", -0.1, r"lr must be in \[0, inf\), got -0.1"),
+            ("lr", math.nan, r"lr must be in \[0, inf\), got nan"),
+            ("betas", (0.9, 1.0), r"betas\[1\] must be in \[0, 1\), got 1"),
+            ("lr_scale", math.nan, "lr_scale must be a finite number and not negative, got nan"),
+            ("lr_scale", -1, "lr_scale must be a finite number and not negative, got -1"),
+            ("lr_scale", None, "lr_scale must be a finite number and not negative, got None"),
+        ],
+    )
+    def test_what_is_changed_later_is_checked(self, name, value, message):
+        parameter = Parameter(np.ones(2))
+        optimizer = Adam([parameter], lr=0.5)
+        parameter.grad = np.ones(2)
+        if name == "lr_scale":
+            optimizer.lr_scale = value
+        else:
+            optimizer.param_groups[0][name] = value
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                optimizer.step()
+        assert (parameter.value == 1).all()
+        optimizer.lr_scale = 1.0
+        optimizer.param_groups[0].update(lr=0.25, betas=(0.5, 0.5))
+        optimizer.step()
+        np.testing.assert_allclose(parameter.value, 0.75)
+
+    def test_a_value_that_becomes_read_only_is_not_written(self):
+        parameter = Parameter(np.ones(2))
+        optimizer = SGD([parameter], lr=0.5)
+        parameter.grad = np.ones(2)
+        optimizer.step()
+        parameter.value.flags.writeable = False
+        with pytest.raises(ValueError, match="value and slots must be writeable"):
+            optimizer.step()
+        assert (parameter.value == 0.5).all()
+
     def test_each_has_its_own_hyper_parameters(self):
         a, b, c = (Parameter(np.zeros(1)) for _ in range(3))
         optimizer = SGD([{"params": [a], "lr": 1.0}, {"params": iter([b, c])}], lr=10.0)
@@ -329,7 +390,12 @@ class TestGroups:
             (ValueError, "betas must be a pair, got 0.9", lambda p: Adam([p], 1, 0.9)),
             (ValueError, "betas must be a pair, got", lambda p: AdamW([p], 1, (0.9, 0.9, 0.9))),
             (ValueError, r"got a Parameter of shape \(\)", lambda p: SGD([Parameter(1.0)], lr=1)),
-            (ValueError, r"eps must be in \(0, inf\), got 0", lambda p: Adam([p], eps=0)),
+            (ValueError, r"eps must be in \[2.2\d*e-308, inf\), got 0", lambda p: Adam([p], eps=0)),
+            (
+                ValueError,
+                r"eps must be in \[1.1\d*e-38, inf\), got 1e-40",
+                lambda p: Adam([p, Parameter(np.ones(1, np.float32))], eps=1e-40),
+            ),
             (ValueError, "nesterov wants momentum above 0", lambda p: SGD([p], 1, nesterov=True)),
             (ValueError, "'frozen' or 'catch_up', got 'x'", lambda p: SGD([p], 1, inactive="x")),
         ],

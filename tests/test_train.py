@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import numbadrop
 from numbadrop.data import Augmentation, Dataset, Minibatches, artificial
+from numbadrop.errors import UserError
 from numbadrop.nn import (
     Activation,
     BatchNorm1d,
@@ -56,6 +57,7 @@ from numbadrop.train import (
     train_step,
 )
 from numbadrop.train.fit import _is_stale
+from numbadrop.train.metrics import write_metrics
 from numbadrop.train.progress import progress_for
 from numbadrop.train.recipe import Recipe, augmentation_from, graham, schedule_from
 from numbadrop.train.timing import step_times
@@ -141,8 +143,9 @@ class TestEvaluate:
         model, _ = make()
         model.layers[0].eval()
         before = model.rng.bit_generator.state
-        whole = evaluate(model, DATA.test_inputs, DATA.test_labels, top_k=2)
-        parts = evaluate(model, DATA.test_inputs, DATA.test_labels, top_k=2, batch_size=7)
+        given = model, DATA.test_inputs, DATA.test_labels
+        whole = evaluate(*given, divisor=1, top_k=2)
+        parts = evaluate(*given, divisor=1, top_k=2, batch_size=7)
         assert parts.error == whole.error
         assert parts.top_k_error == whole.top_k_error <= whole.error
         np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-6)
@@ -159,12 +162,30 @@ class TestEvaluate:
     )
     def test_bad_input(self, labels, top_k, message):
         with pytest.raises(ValueError, match=message):
-            evaluate(make()[0], DATA.test_inputs, labels, top_k=top_k)
+            evaluate(make()[0], DATA.test_inputs, labels, divisor=1, top_k=top_k)
+
+    def test_whole_numbers_without_a_divisor(self):
+        with pytest.raises(ValueError, match="divisor must be given for inputs of uint8"):
+            evaluate(make()[0], DATA.test_inputs, DATA.test_labels)
+        floats = DATA.test_inputs.astype(np.float32)
+        assert evaluate(make()[0], floats, DATA.test_labels).error > 0
+
+    @pytest.mark.parametrize("kind", [float, bool])
+    def test_labels_that_are_no_integers(self, kind):
+        with pytest.raises(TypeError, match=f"labels must be integers, got dtype {kind.__name__}"):
+            top_k_error(np.ones((2, 3)), np.ones(2, kind), k=2)
+
+    def test_lists(self):
+        model, _ = make()
+        floats = DATA.test_inputs.astype(np.float32)
+        assert evaluate(model, floats, DATA.test_labels.tolist()) == evaluate(
+            model, floats, DATA.test_labels
+        )
 
     @pytest.mark.parametrize("size", [0, -1])
     def test_bad_batch_size(self, size):
         with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {size}"):
-            evaluate(make()[0], DATA.test_inputs, DATA.test_labels, batch_size=size)
+            evaluate(make()[0], DATA.test_inputs, DATA.test_labels, divisor=1, batch_size=size)
 
 
 class TestFit:
@@ -180,8 +201,8 @@ class TestFit:
         model = Sequential(Linear(20, 12), ReLU(), Linear(12, 4)).seed(3)
         optimizer = SGD(model.parameters(), lr=0.0)
         history = fit(model, optimizer, DATA, **RUN, reduction=reduction, output=tmp_path)
-        train = evaluate(model, DATA.train_inputs, DATA.train_labels)
-        test = evaluate(model, DATA.test_inputs, DATA.test_labels)
+        train = evaluate(model, DATA.train_inputs, DATA.train_labels, divisor=1)
+        test = evaluate(model, DATA.test_inputs, DATA.test_labels, divisor=1)
         for number, metrics in enumerate(history, 1):
             assert metrics.epoch == number
             np.testing.assert_allclose(metrics.train_loss, train.loss, rtol=1e-6)
@@ -194,7 +215,7 @@ class TestFit:
         history = fit(model, optimizer, DATA, **RUN)
         assert without_times(fit(same, other, BYTES, **RUN)) == without_times(history)
         stored = {"divisor": BYTES.divisor, "batch_size": 7}
-        left = evaluate(model, DATA.test_inputs, DATA.test_labels, batch_size=7)
+        left = evaluate(model, DATA.test_inputs, DATA.test_labels, divisor=1, batch_size=7)
         assert left == evaluate(same, BYTES.test_inputs, BYTES.test_labels, **stored)
 
     def test_augmentation_changes_training(self):
@@ -221,6 +242,27 @@ class TestFit:
         ] * 3
         assert read_metrics(folder / METRICS_NAME) == history
         assert load_checkpoint(folder / CHECKPOINT_NAME).config == {"a": 1}
+
+    @pytest.mark.parametrize(
+        ("faults", "error", "message"),
+        [
+            ({"data": replace(DATA, train_inputs=DATA.train_inputs.astype(float),
+                              test_inputs=DATA.test_inputs.astype(float))},
+             TypeError, "x must be float32 as weight, got float64"),
+            ({"outputs": 3}, ValueError, r"one score for each of 4 classes, gives shape \(60, 3\)"),
+            ({"config": {"at": Path("x")}}, TypeError, "config must be JSON: .*Path is not JSON"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_trained_leaves_no_run_behind(self, faults, error, message, tmp_path):
+        model = Sequential(Linear(20, faults.pop("outputs", 4)))
+        options = {"data": DATA, **RUN, "output": tmp_path / "run", **faults}
+        with pytest.raises(error, match=message):
+            fit(model, SGD(model.parameters(), lr=0.1), **options)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_schedule_that_returns_nothing(self):
+        with pytest.raises(ValueError, match=r"lr_scale must be a finite number .*, got None"):
+            fit(*make(), DATA, **RUN, schedule=lambda epoch: None)
 
     def test_schedule_is_asked_before_each_step(self):
         model, optimizer = make()
@@ -793,6 +835,24 @@ class TestCheckpoint:
         with pytest.raises(OSError, match="disk full"):
             save_checkpoint(saved, Checkpoint.capture(model, optimizer, {}, {}))
         assert saved.read_bytes() == content
+
+
+class TestReadMetrics:
+    LINE = EpochMetrics(1, 0.5, 0.25, 0.25, 2.0, 3.0)
+
+    def test_a_line_that_was_not_finished(self, tmp_path):
+        write_metrics(tmp_path / "metrics", [self.LINE] * 2)
+        whole = (tmp_path / "metrics").read_bytes()
+        (tmp_path / "metrics").write_bytes(whole[:-9])
+        assert read_metrics(tmp_path / "metrics") == [self.LINE]
+
+    @pytest.mark.parametrize("damage", [b"{", b"[]", b'{"epoch": 1}', b"\n"])
+    def test_damage(self, damage, tmp_path):
+        write_metrics(tmp_path / "metrics", [self.LINE])
+        with (tmp_path / "metrics").open("ab") as file:
+            file.write(damage + b"\n")
+        with pytest.raises(UserError, match="metrics, line 2: no metrics of an epoch"):
+            read_metrics(tmp_path / "metrics")
 
 
 class TestFilesThatOthersHold:

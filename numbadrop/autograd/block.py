@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from operator import attrgetter
 from typing import Any
 
@@ -67,14 +68,32 @@ class Block:
         full[np.ix_(*(units.indices for units in self.index))] = self.values
         return full
 
+    def _on(self, index: tuple[IndexSet, ...]) -> Array:
+        """Return the values of a block that holds this one, with zeros around it."""
+        values = np.zeros(tuple(map(len, index)), self.dtype, like=self.values)
+        places = map(IndexSet.positions_of, index, self.index)
+        values[np.ix_(*(units.indices for units in places))] = self.values
+        return values
+
     def __add__(self, other: Block | Array) -> Block | Array:
-        """Return the sum: a block where both are blocks of the same units, else the full array."""
+        """Return the sum: a block of the units of either block, or the full array."""
         if isinstance(other, Block):
             if self.index == other.index:
                 return Block(self.values + other.values, self.index)
-            other = other.dense()
+            index = tuple(map(IndexSet.union, self.index, other.index))
+            total = self._on(index)
+            total += other._on(index)
+            return Block(total, index)
         total = self.dense()
         total += other
         return total
 
     __radd__ = __add__
+
+    def __mul__(self, factor: float) -> Block:
+        """Return the block times a number, as to clip a gradient."""
+        if not isinstance(factor, Real):
+            return NotImplemented
+        return Block(self.values * factor, self.index)
+
+    __rmul__ = __mul__

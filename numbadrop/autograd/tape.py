@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import update_wrapper
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,6 +105,8 @@ class Variable:
     Attributes
     ----------
     value : ndarray
+        Not to be written into between the forward and the backward pass of what was made from it,
+        or made it: the gradients would be those of neither value.
     grad : None, ndarray or Block
         Sum of the gradients of all backward passes since it was last set to None.
     requires_grad : bool
@@ -129,6 +131,9 @@ class Variable:
 
     # NumPy leaves `array * variable` to the variable.
     __array_ufunc__ = None
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+        raise TypeError(f"a {type(self).__name__} is no array, its .value is")
 
     def __init__(self, value: ArrayLike, requires_grad: bool = False) -> None:
         self.value: Array = _as_array(value)
@@ -184,25 +189,34 @@ class Variable:
         return f"{type(self).__name__}({self.value!r}{suffix})"
 
     def __add__(self, other: Any) -> Variable:
-        return add(self, other)
+        return _operate(add, self, other)
 
     def __radd__(self, other: Any) -> Variable:
-        return add(other, self)
+        return _operate(add, other, self)
 
     def __sub__(self, other: Any) -> Variable:
-        return subtract(self, other)
+        return _operate(subtract, self, other)
 
     def __rsub__(self, other: Any) -> Variable:
-        return subtract(other, self)
+        return _operate(subtract, other, self)
 
     def __mul__(self, other: Any) -> Variable:
-        return multiply(self, other)
+        return _operate(multiply, self, other)
 
     def __rmul__(self, other: Any) -> Variable:
-        return multiply(other, self)
+        return _operate(multiply, other, self)
 
     def __neg__(self) -> Variable:
         return negative(self)
+
+
+def _operate(operation: Primitive, a: Any, b: Any) -> Variable:
+    """Return ``operation(a, b)``, or leave it to an operand that has operators of its own."""
+    for operand in (a, b):
+        own = getattr(operand, "__array_ufunc__", True) is None
+        if own and not isinstance(operand, Variable):
+            return cast(Variable, NotImplemented)
+    return operation(a, b)
 
 
 def _as_array(value: Any) -> Array:

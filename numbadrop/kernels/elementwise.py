@@ -74,7 +74,9 @@ def _gradient_part(task, part, parts):
                 y_row = carray(as_pointer(positive, y + at), cols)
                 h_row = carray(as_pointer(positive, h + at), cols)
                 for j in range(cols):
-                    value = g_row[j] * (positive if y_row[j] > 0 else other)
+                    # Where nothing passes, infinity does not either: times zero it would be NaN.
+                    below = g_row[j] * other if other != 0 else other
+                    value = g_row[j] * positive if y_row[j] > 0 else below
                     h_row[j] = value
                     total[j] += value
     return DONE

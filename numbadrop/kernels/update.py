@@ -352,6 +352,8 @@ class BlockUpdate:
             raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
         task = None
         if is_host(value):
+            if not (value.flags.writeable and slots.flags.writeable):
+                raise ValueError("value and slots must be writeable")
             if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
                 grad = grad.copy()
             # The rule's numbers enter in the dtype of the weights: in float64 they would double the

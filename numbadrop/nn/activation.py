@@ -13,9 +13,18 @@ from numbadrop.index_set import IndexSet
 from numbadrop.kernels.device import as_array
 from numbadrop.ops import place_units, take_units
 
-__all__ = ["Activation", "Input"]
+__all__ = ["Activation", "Input", "check_set"]
 
 Array = NDArray[Any]
+
+
+def check_set(units: IndexSet) -> IndexSet:
+    """Return `units`, or refuse them: of a plain array nobody knows the axis."""
+    if not isinstance(units, IndexSet):
+        raise TypeError(
+            f"units must be an IndexSet, got {type(units).__name__}: IndexSet(units, size) is one"
+        )
+    return units
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +60,11 @@ class Activation:
     # NumPy leaves `array + activation` to the activation.
     __array_ufunc__ = None
 
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+        raise TypeError(
+            "an Activation is no array: .value holds the units that take part, .dense() all of them"
+        )
+
     def __post_init__(self) -> None:
         if self.values.shape[-1:] != (len(self.units),):
             raise ValueError(
@@ -80,13 +94,13 @@ class Activation:
 
     def take(self, units: IndexSet | None) -> Activation:
         """Return the activation of `units`, which must be some of these; None: of all of these."""
-        if units is None or units == self.units:
+        if units is None or check_set(units) == self.units:
             return self
         return Activation(take_units(self.values, self.units.positions_of(units)), units)
 
     def place(self, units: IndexSet) -> Activation:
         """Return the activation on `units`, which hold all of these, with zeros for the others."""
-        if units == self.units:
+        if check_set(units) == self.units:
             return self
         return Activation(place_units(self.values, units.positions_of(self.units)), units)
 

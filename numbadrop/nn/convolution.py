@@ -9,7 +9,7 @@ from numbadrop import ops
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import Pair
 from numbadrop.kernels.geometry import check_geometry
-from numbadrop.nn.activation import Activation, Input
+from numbadrop.nn.activation import Activation, Input, check_set
 from numbadrop.nn.module import Module, Parameter
 
 __all__ = ["Conv2d"]
@@ -122,7 +122,7 @@ class Conv2d(Module):
             raise TypeError(f"x must be {self.weight.dtype} as weight, got {x.values.dtype}")
         if units is None:
             units = self._all
-        elif units.size != out_channels:
+        elif check_set(units).size != out_channels:
             raise ValueError(f"units must be of {out_channels} channels, got of {units.size}")
         self.weight.refresh(None, None, x.units, units)
         if self.bias is not None:

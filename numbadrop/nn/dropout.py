@@ -13,13 +13,27 @@ from numbadrop.nn.module import Module
 __all__ = ["BatchwiseDropout", "Dropout", "Dropout2d", "Pattern"]
 
 
-def _checked_fraction(p: float) -> float:
-    if not 0 <= p < 1:
-        raise ValueError(f"p, the fraction dropped, must be in [0, 1), got {p}")
-    return float(p)
+class _Dropping(Module):
+    """A layer that drops a fraction, which may be changed."""
+
+    unitwise = True
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = p
+
+    @property
+    def p(self) -> float:
+        """The fraction dropped."""
+        return self._p
+
+    @p.setter
+    def p(self, p: float) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"p, the fraction dropped, must be in [0, 1), got {p}")
+        self._p = float(p)
 
 
-class Dropout(Module):
+class Dropout(_Dropping):
     """In training, set each value to zero with probability p and divide the others by 1 - p.
 
     The usual, independent dropout: nothing is left out of any computation. With `eval`, nothing
@@ -35,11 +49,6 @@ class Dropout(Module):
     N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
     JMLR 15 (2014) 1929-1958.
     """
-
-    unitwise = True
-
-    def __init__(self, p: float = 0.5) -> None:
-        self.p = _checked_fraction(p)
 
     def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
         """Return the masked values, shape (batch, ..., len(units))."""
@@ -95,7 +104,7 @@ class Pattern:
     scale: float
 
 
-class BatchwiseDropout(Module):
+class BatchwiseDropout(_Dropping):
     """In training, drop the same units for every sample of the batch.
 
     All products around the layer then run on submatrices of the weights. Of n units
@@ -121,11 +130,6 @@ class BatchwiseDropout(Module):
     >>> len(y.units), y.value[0]
     (3, array([2., 2., 2.]))
     """
-
-    unitwise = True
-
-    def __init__(self, p: float = 0.5) -> None:
-        self.p = _checked_fraction(p)
 
     def draw(self, within: IndexSet) -> Pattern:
         """Draw the units to keep among those in `within`."""

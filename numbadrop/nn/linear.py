@@ -7,7 +7,7 @@ from numpy.typing import DTypeLike
 
 from numbadrop import ops
 from numbadrop.index_set import IndexSet
-from numbadrop.nn.activation import Activation, Input
+from numbadrop.nn.activation import Activation, Input, check_set
 from numbadrop.nn.module import Module, Parameter
 
 __all__ = ["Linear"]
@@ -100,7 +100,7 @@ class Linear(Module):
             raise TypeError(f"x must be {self.weight.dtype} as weight, got {x.values.dtype}")
         if units is None:
             units = self._all
-        elif units.size != out_features:
+        elif check_set(units).size != out_features:
             raise ValueError(f"units must be of {out_features} output units, got of {units.size}")
         self.weight.refresh(x.units, units)
         if self.bias is not None:

@@ -66,8 +66,9 @@ class Sequential(Module):
         return self._layers
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """Yield the layers, named by their positions."""
-        return ((str(position), layer) for position, layer in enumerate(self.layers))
+        """Yield the layers, named by their positions, and modules that a subclass has besides."""
+        yield from ((str(position), layer) for position, layer in enumerate(self.layers))
+        yield from super().children()
 
     def out_units(self, units: IndexSet | None) -> IndexSet | None:
         """Return what the last layer makes of what the others make."""
@@ -104,9 +105,10 @@ def _run(
         dropout = next((layer for layer in tail if isinstance(layer, BatchwiseDropout)), None)
         pattern = None
         if dropout is not None and dropout.training:
-            within = producer.out_units(x.units) if wanted is None else wanted
+            within = producer.out_units(x.units)
+            # None: the producer drops units itself, nobody knows yet which.
             if within is not None:
-                pattern = dropout.draw(within)
+                pattern = dropout.draw(within if wanted is None else wanted)
                 wanted = pattern.units
         factors, absorbed, pattern = _absorb(producer, tail, pattern)
         x = producer(x, wanted, **factors)

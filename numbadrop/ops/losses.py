@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbadrop import kernels
 from numbadrop.autograd import primitive
-from numbadrop.kernels.arrays import check_same_memory
+from numbadrop.kernels.arrays import check_dtype, check_same_memory
 from numbadrop.kernels.device import as_array, is_host
 
 __all__ = ["cross_entropy", "mse"]
@@ -65,7 +65,7 @@ def mse(prediction: Array, target: Array, reduction: str = "mean") -> Array:
 
     Parameters
     ----------
-    prediction, target : ndarray
+    prediction, target : ndarray of float32 or float64
         Of one shape and one dtype: nothing is broadcast.
     reduction : {"mean", "sum"}
         Over all elements.
@@ -77,7 +77,7 @@ def mse(prediction: Array, target: Array, reduction: str = "mean") -> Array:
     Raises
     ------
     TypeError
-        If the dtypes differ.
+        If a dtype is another, or the two differ.
     ValueError
         If the shapes differ, `target`, on the host, holds NaN or inf, `reduction` is not as above,
         or the mean of no elements is asked for.
@@ -87,6 +87,7 @@ def mse(prediction: Array, target: Array, reduction: str = "mean") -> Array:
     >>> float(mse(np.array([1.0, 2.0]), np.array([1.0, 4.0])))
     2.0
     """
+    check_dtype("prediction", prediction)
     target = as_array(target)
     check_same_memory("target", target, "prediction", prediction)
     if target.shape != prediction.shape:

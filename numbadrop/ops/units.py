@@ -107,6 +107,8 @@ def unflatten(x: Array, shape: tuple[int, int, int], layout: str) -> Array:
     array([[[[0., 2.],
              [1., 3.]]]])
     """
+    if layout not in ("NHWC", "NCHW"):
+        raise ValueError(f"layout must be 'NHWC' or 'NCHW', got {layout!r}")
     images = x.reshape(len(x), *shape)
     return images.transpose(0, 2, 3, 1).copy() if layout == "NCHW" else images
 

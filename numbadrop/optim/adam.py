@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from numbadrop.optim.optimizer import Optimizer, Parameters, State, check_range
 from numbadrop.optim.rules import AdamRule
 
@@ -28,7 +30,8 @@ class Adam(Optimizer):
     betas : (float, float)
         Decay of the mean of the gradient and of its square in one step, in [0, 1).
     eps : float
-        Positive; added to the root of the corrected mean square.
+        Added to the root of the corrected mean square. Not less than the smallest normal number of
+        the parameters' dtype.
     weight_decay : float
         Not negative.
     inactive : {"frozen"}
@@ -63,7 +66,10 @@ class Adam(Optimizer):
             raise ValueError(f"betas must be a pair, got {group['betas']}")
         for number, beta in enumerate(group["betas"]):
             check_range(f"betas[{number}]", beta, 0, 1)
-        check_range("eps", group["eps"], 0, open_low=True)
+        # Less than a normal number counts as zero in a step.
+        dtypes = {parameter.dtype for parameter in group["params"]}
+        least = max((float(np.finfo(dtype).tiny) for dtype in dtypes), default=0.0)
+        check_range("eps", group["eps"], least)
         check_range("weight_decay", group["weight_decay"], 0)
 
     def _slots(self, group: Mapping[str, Any], inactive: str) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +40,9 @@ class Optimizer:
     """Base class of the optimizers.
 
     A step changes the block of each parameter that the gradient covers. Every other weight, and
-    its slots, momentum among them, stays bit-identical: it is frozen until it is active again.
+    its slots, momentum among them, stays bit-identical: it is frozen until it is active again. The
+    sum of gradients, of several backward passes or of a layer that was used twice, covers all rows
+    and all columns of either.
     Slots lie where their parameter does, and follow it at the next step if it is moved.
 
     Parameters
@@ -83,6 +87,7 @@ class Optimizer:
         self.param_groups = _groups(params, defaults)
         for group in self.param_groups:
             self._check(group)
+        self._checked = [dict(group) for group in self.param_groups]
         self._states: dict[Parameter, State] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -122,8 +127,12 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If a gradient does not fit its parameter. Nothing has been changed then.
+            If a gradient does not fit its parameter, or a hyper-parameter was set to what is out of
+            range. Nothing has been changed then.
+        RuntimeError
+            If an optimizer that was made later has taken over what this one was to catch up.
         """
+        self._check_changed()
         # All are checked before one is done.
         due = []
         for group in self.param_groups:
@@ -131,6 +140,11 @@ class Optimizer:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     state = self._states[parameter]
+                    if state.lag is not None and parameter.before_read != state.lag.refresh:
+                        raise RuntimeError(
+                            f"parameter {self._number_of(parameter)} belongs to an optimizer that "
+                            "was made later: this one's inactive='catch_up' no longer works on it"
+                        )
                     rule = self._rule(group, lr, state)
                     due.append((parameter, state, self._due_update(rule, parameter, state)))
         for _, state, update in due:
@@ -140,6 +154,20 @@ class Optimizer:
         for parameter, state, _ in due:
             parameter.version += 1
             state.steps += 1
+
+    def _check_changed(self) -> None:
+        """Check the hyper-parameters that are not those of the last step."""
+        for group, checked in zip(self.param_groups, self._checked, strict=True):
+            if group != checked:
+                self._check(group)
+                checked.update(group)
+        lr_scale = self.lr_scale
+        is_number = type(lr_scale) is float or isinstance(lr_scale, Real)
+        if not (is_number and 0 <= lr_scale < math.inf):
+            raise ValueError(f"lr_scale must be a finite number and not negative, got {lr_scale!r}")
+
+    def _number_of(self, parameter: Parameter) -> int:
+        return list(self._states).index(parameter)
 
     def _due_update(
         self, rule: tuple[float, ...], parameter: Parameter, state: State
@@ -162,7 +190,7 @@ class Optimizer:
             or values.dtype is not value.dtype
             or type(values) is not type(value)
         ):
-            _check_gradient(list(self._states).index(parameter), parameter, state)
+            _check_gradient(self._number_of(parameter), parameter, state)
         if update is None or is_new:
             if is_host(state.slots) != is_host(value):  # The parameter was moved.
                 state.slots = (to_host if is_host(value) else to_device)(state.slots)

@@ -157,11 +157,20 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "progress": checkpoint.progress,
         "config": checkpoint.config,
     }
-    # Some bit generators have arrays in their state, which take lists as well; a seed may be one of
-    # NumPy's integers.
-    text = json.dumps(content, default=lambda value: value.tolist())
+    text = json.dumps(content, default=jsonable)
     metadata = {METADATA_KEY: text, "checksum": _checksum(tensors, text)}
     write_atomically(Path(path), save(tensors, metadata))
+
+
+def jsonable(value: Any) -> Any:
+    """Return what JSON knows for what it does not.
+
+    Some bit generators have arrays in their state, which take lists as well; a seed may be one of
+    NumPy's integers.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

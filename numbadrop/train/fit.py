@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import threading
@@ -28,6 +29,7 @@ from numbadrop.optim import Optimizer
 from numbadrop.train.checkpoint import (
     Checkpoint,
     CheckpointError,
+    jsonable,
     load_checkpoint,
     save_checkpoint,
 )
@@ -113,8 +115,8 @@ def fit(
     Parameters
     ----------
     model : Module
-        Gives one score a class. Trained in place, and where it is: on a GPU after
-        ``model.to("cuda")``, to which minibatches are sent ahead.
+        Gives one score a class. Trained in place, all layers of it in the mode of training, and
+        where it is: on a GPU after ``model.to("cuda")``, to which minibatches are sent ahead.
     optimizer : Optimizer
         Of the model's parameters.
     data : Dataset
@@ -139,16 +141,16 @@ def fit(
         ``metrics.jsonl`` with a line of `EpochMetrics` each. Made if need be.
     resume : bool, default False
         Go on from the checkpoint in `output`, with the state in it instead of the state of `model`
-        and `optimizer`. The result is that of a run without interruption, bit for bit. (To
-        rounding, if Ctrl-C came within an epoch and the optimizer has inactive="catch_up":
-        weights that are saved have to catch up first.)
+        and `optimizer`; hyper-parameters are theirs. The result is that of a run without
+        interruption, bit for bit. (To rounding, if Ctrl-C came within an epoch and the optimizer
+        has inactive="catch_up": weights that are saved have to catch up first.)
     config : dict, optional
         Kept in the checkpoint; JSON.
     progress : bool, default True
         Print a line an epoch; on a terminal, a live one too.
     on_epoch : callable, optional
-        Called with the metrics of each epoch, after they and the checkpoint are written; what it
-        changes is in the next one.
+        Called with the metrics of each epoch, after they and the checkpoint are written. What it
+        changes is in the next one, but for hyper-parameters, which are in none.
 
     Returns
     -------
@@ -200,6 +202,12 @@ def fit(
     }
     folder = None if output is None else Path(output)
     device = model.device
+    # Before anything is written.
+    _try_out(model, data)
+    try:
+        json.dumps(config, default=jsonable)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"config must be JSON: {error}") from None
     run = _start_run(folder, resume, model, optimizer, identity)
 
     def save(run: _Run) -> None:
@@ -311,6 +319,18 @@ def train_step(
     return _finite(loss), to_host(scores.value)
 
 
+def _try_out(model: Module, data: Dataset) -> None:
+    """Raise an error if the model has no answer for the data."""
+    few = data.test_inputs[:250]  # as `evaluate` will, whose kernels on a GPU are for their number
+    with no_grad(), _mode(model, training=False), _quiet_overflow():
+        scores = model(send(as_floats(few, data.divisor), model.device)).value
+    if scores.ndim != 2 or scores.shape[1] < data.classes:
+        raise ValueError(
+            f"model must give one score for each of {data.classes} classes, "
+            f"gives shape {scores.shape} for {len(few)} samples"
+        )
+
+
 def _finite(loss: Variable) -> float:
     value = float(loss)
     if not math.isfinite(value):
@@ -323,19 +343,22 @@ def evaluate(
     inputs: Array,
     labels: Array,
     *,
-    divisor: float = 1.0,
+    divisor: float | None = None,
     top_k: int = 1,
     batch_size: int = 250,
 ) -> Evaluation:
-    """Measure a classifier without dropout. The model and its mode stay as they are.
+    """Measure a classifier without dropout.
+
+    The model stays as it is. So does its mode, which is another while this runs, for all threads.
 
     Parameters
     ----------
     model : Module
     inputs : ndarray, shape (samples, features)
     labels : ndarray of int, shape (samples,)
-    divisor : float, default 1
-        That of the `Dataset`: what `inputs` are divided by if they are whole numbers.
+    divisor : float, optional
+        That of the `Dataset`: what `inputs` are divided by if they are whole numbers, of which it
+        must be given.
     top_k : int, default 1
         A sample counts in `top_k_error` if its label is not among so many highest scores.
     batch_size : int, default 250
@@ -348,9 +371,13 @@ def evaluate(
 
     Raises
     ------
+    TypeError
+        If labels are not integers.
     ValueError
-        If there are no samples, or a label, `top_k` or `batch_size` is out of range.
+        If there are no samples, a label, `top_k` or `batch_size` is out of range, or `divisor` is
+        missing.
     """
+    inputs, labels = np.asarray(inputs), np.asarray(labels)
     if len(inputs) != len(labels) or len(labels) == 0:
         raise ValueError(
             "inputs and labels must have one entry a sample and at least one sample, "
@@ -358,6 +385,13 @@ def evaluate(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if divisor is None:
+        if inputs.dtype.kind in "iu":
+            raise ValueError(
+                f"divisor must be given for inputs of {inputs.dtype}: that of the Dataset, by "
+                "which training divides them"
+            )
+        divisor = 1.0
     device = model.device
     batched = (inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size))
     with no_grad(), _mode(model, training=False), _quiet_overflow():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from numbadrop.errors import UserError
 from numbadrop.train.atomic import patiently, write_atomically
 
 __all__ = ["EpochMetrics", "error_rate", "read_metrics", "top_k_error"]
@@ -77,6 +78,8 @@ def top_k_error(scores: Array, labels: Array, k: int) -> float:
 
     Raises
     ------
+    TypeError
+        If labels are not integers.
     ValueError
         If shapes do not fit, there are no samples, or a label or `k` is out of range.
 
@@ -86,6 +89,9 @@ def top_k_error(scores: Array, labels: Array, k: int) -> float:
     >>> top_k_error(scores, np.array([2, 1]), k=2)
     0.5
     """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got dtype {labels.dtype}")
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or len(scores) == 0:
         raise ValueError(
             "scores must be of shape (samples, classes) and labels of shape (samples,), "
@@ -125,6 +131,20 @@ def _line(metrics: EpochMetrics) -> bytes:
 
 
 def read_metrics(path: str | Path) -> list[EpochMetrics]:
-    """Return the epochs in a ``metrics.jsonl`` file."""
-    with Path(path).open(encoding="utf-8") as file:
-        return [EpochMetrics(**json.loads(line)) for line in file]
+    """Return the epochs in a ``metrics.jsonl`` file.
+
+    A last line that is not whole, as where the program was ended while it wrote, does not count.
+
+    Raises
+    ------
+    UserError
+        If another line is damaged.
+    """
+    *lines, _ = Path(path).read_text("utf-8").split("\n")
+    history = []
+    for number, line in enumerate(lines, 1):
+        try:
+            history.append(EpochMetrics(**json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {number}: no metrics of an epoch, {error}") from None
+    return history
