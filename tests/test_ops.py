@@ -192,6 +192,29 @@ def test_sigmoid_and_its_slope_keep_their_relative_precision():
     np.testing.assert_allclose(x.grad, slope, rtol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 5), (2, 3, 1, 5), (0, 5), (3, 0)])
+@pytest.mark.parametrize("slope", [None, -0.5, 0.0, 0.25, 1.0, 3.0])
+def test_rectifiers(dtype, shape, slope):
+    rng = np.random.default_rng(0)
+    x, g = (rng.integers(-4, 5, shape).astype(dtype) for _ in range(2))
+    variable = Variable(x, requires_grad=True)
+    y = ops.relu(variable) if slope is None else ops.leaky_relu(variable, slope)
+    y.backward(g)
+    slope = slope or 0.0
+    assert y.dtype == variable.grad.dtype == dtype
+    np.testing.assert_array_equal(y.value, np.where(x > 0, x, x * slope))
+    np.testing.assert_array_equal(variable.grad, np.where(x > 0, g, g * slope))
+
+
+@pytest.mark.parametrize("slope", [0.25, 2.0])
+def test_rectifiers_of_infinity_and_of_what_is_no_number(slope):
+    x = np.array([np.inf, -np.inf, np.nan])
+    y = ops.leaky_relu(x, slope).value
+    np.testing.assert_array_equal(y, [np.inf, -np.inf, np.nan])
+    np.testing.assert_array_equal(ops.relu(x).value, [np.inf, 0, np.nan])
+
+
 def test_leaky_relu_slope():
     check_grads(ops.leaky_relu, [np.array([-2.0, 3.0]), -1.0])
     np.testing.assert_array_equal(ops.leaky_relu(np.array([-2.0, 3.0]), -1.0).value, [2.0, 3.0])
