@@ -563,13 +563,16 @@ def test_weights_that_take_no_part_keep_their_bits(rng):
     assert (after["0.weight"][:, kept] != before["0.weight"][:, kept]).any()
 
 
-def test_blocks_of_unequal_sets_become_dense(rng):
+def test_the_sum_of_blocks_of_unequal_sets(rng):
     blocks = [
         Block(values, (IndexSet(rows, 3), IndexSet.all(4)))
         for values, rows in ((rng.standard_normal((2, 4)), [0, 2]), (np.ones((1, 4)), [1]))
     ]
     gpu_blocks = [Block(to_device(block.values), block.index) for block in blocks]
-    np.testing.assert_array_equal((gpu_blocks[0] + gpu_blocks[1]).to_host(), blocks[0] + blocks[1])
+    total, wanted = gpu_blocks[0] + gpu_blocks[1], blocks[0] + blocks[1]
+    assert total.index == wanted.index
+    np.testing.assert_array_equal(total.values.to_host(), wanted.values)
+    np.testing.assert_array_equal((gpu_blocks[0] * 0.5).values.to_host(), 0.5 * blocks[0].values)
 
 
 def test_mse_on_a_gpu(rng):
@@ -667,8 +670,9 @@ def test_fit_learns_as_on_the_cpu(tmp_path):
     for gpu, cpu in zip(history, cpu_history, strict=True):
         assert gpu.train_loss == pytest.approx(cpu.train_loss, rel=1e-4)
         assert gpu.test_error == cpu.test_error
-    on_gpu = evaluate(net, data.test_inputs, data.test_labels, batch_size=3)
-    on_cpu = evaluate(net.to("cpu"), data.test_inputs, data.test_labels)
+    given = data.test_inputs, data.test_labels
+    on_gpu = evaluate(net, *given, divisor=data.divisor, batch_size=3)
+    on_cpu = evaluate(net.to("cpu"), *given, divisor=data.divisor)
     assert on_gpu.error == on_cpu.error
     assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=1e-5)
 
