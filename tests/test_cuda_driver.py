@@ -7,6 +7,7 @@ again too early, is seen.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from struct import Struct
@@ -42,6 +43,25 @@ class Failure(int):
 
 class OutOfMemory(int):
     name = "CUDA_ERROR_OUT_OF_MEMORY"
+
+
+class Gpus:
+    """What Numba knows of several GPUs: a thread that asks, and has none, gets the first one."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    @property
+    def current(self) -> Any:
+        return getattr(self._own, "device", None)
+
+    def select(self, number: int) -> None:
+        self._own.device = SimpleNamespace(id=number, compute_capability=(9, 0))
+
+    def get(self) -> Any:
+        if self.current is None:
+            self.select(0)
+        return self.current
 
 
 class HostDriver:
@@ -144,11 +164,16 @@ def host_driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDriver]:
     monkeypatch.setattr(staging._Staging.__del__, "__defaults__", (found, driver.STREAM))
     monkeypatch.setattr(staging, "_own", SimpleNamespace())
     monkeypatch.setattr(launch, "_launch", found.cuLaunchKernel)
-    monkeypatch.setattr(driver.cuda, "current_context", lambda *devices: None)
+    gpus = Gpus()
+    monkeypatch.setattr(driver.cuda, "gpus", gpus)
+    monkeypatch.setattr(driver.cuda, "select_device", gpus.select)
+    monkeypatch.setattr(driver.cuda, "get_current_device", gpus.get)
     monkeypatch.setattr(driver.cuda, "pinned_array", np.empty)
-    launch._parameters.cache_clear()
+    for cached in (launch._parameters, driver._device):
+        cached.cache_clear()
     yield found
-    launch._parameters.cache_clear()
+    for cached in (launch._parameters, driver._device):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize("often_beside", [0.0, 0.5, 1.0])
@@ -186,8 +211,6 @@ def test_a_transfer_larger_than_a_page(host_driver: HostDriver) -> None:
 def test_each_thread_has_its_own_pages(
     host_driver: HostDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     monkeypatch.setattr(staging, "_own", threading.local())
 
     def sent(number: int) -> DeviceArray:
@@ -198,6 +221,23 @@ def test_each_thread_has_its_own_pages(
         arrays = list(thread.map(sent, range(5)))
     for number, array in enumerate([*arrays, sent(5)]):
         np.testing.assert_array_equal(array.to_host(), number)
+
+
+def test_a_thread_works_on_the_gpu_that_was_current_at_first_use(
+    host_driver: HostDriver, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_own", threading.local())
+    driver.cuda.select_device(1)
+    array = to_device(np.ones(3))
+    for work in (
+        lambda: to_device(np.ones(3), beside=True),
+        lambda: to_device(np.ones(1 << 22)),  # More than is staged.
+        array.to_host,
+        lambda: kernel((1, 1, 1), 1),
+    ):
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(work).result()
+            assert thread.submit(lambda: driver.cuda.gpus.current).result().id == 1
 
 
 def test_memory_that_is_free_is_let_go_when_there_is_no_other(host_driver: HostDriver) -> None:
@@ -219,8 +259,6 @@ class Numbers(NamedTuple):
 
 @pytest.fixture
 def kernel(host_driver: HostDriver, monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    device = SimpleNamespace(compute_capability=(9, 0))
-    monkeypatch.setattr(driver.cuda, "get_current_device", lambda: device)
     monkeypatch.setattr(launch, "name_of", lambda *what: "name")
     monkeypatch.setattr(launch, "load", lambda name: ("entry", b"code"))
     return launch.kernel(32, 8, real=np.float32)(lambda *numbers: None)

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda import elements
-from numbadrop.kernels.cuda.driver import SIMULATED, allocate, cuda, read
+from numbadrop.kernels.cuda.driver import SIMULATED, allocate, cuda, enter, read
 from numbadrop.kernels.cuda.staging import send
 
 __all__ = ["DeviceArray", "device_indices"]
@@ -121,7 +121,7 @@ class DeviceArray(NDArrayOperatorsMixin):
             interface = getattr(array, "__cuda_array_interface__", None)
             if interface is None:
                 raise TypeError(f"array must be on the GPU, got {type(array).__name__}")
-            native = _simulated_view(array, interface) if SIMULATED else cuda.as_cuda_array(array)
+            native = (_simulated_view if SIMULATED else _native_view)(array, interface)
         if not native.is_c_contiguous():
             raise ValueError(
                 f"an array on the GPU must be C-contiguous, got strides {tuple(native.strides)} "
@@ -325,6 +325,12 @@ class DeviceArray(NDArrayOperatorsMixin):
 @cache
 def _resolved(ufunc: np.ufunc, kinds: tuple[Any, ...]) -> tuple[np.dtype[Any], ...]:
     return ufunc.resolve_dtypes((*kinds, None))
+
+
+def _native_view(array: Any, interface: dict[str, Any]) -> Any:
+    """Return a device array of Numba of the memory of another library."""
+    enter()
+    return cuda.as_cuda_array(array)
 
 
 def _simulated_view(array: Any, interface: dict[str, Any]) -> Any:

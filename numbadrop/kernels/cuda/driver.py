@@ -7,6 +7,7 @@ again and copied, goes straight to the driver: Numba's ways take several times a
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ with needs_extra("cuda", "a GPU"):
     from numba import config, cuda
     from numba.cuda.cudadrv.error import CudaSupportError
 
-__all__ = ["SIMULATED", "STREAM", "allocate", "bindings", "call", "check", "cuda", "read", "write"]
+__all__ = [
+    "SIMULATED", "STREAM", "allocate", "bindings", "call", "check", "cuda", "enter", "read",
+    "write",
+]  # fmt: skip
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether Python threads of the host stand in for a GPU: ``NUMBA_ENABLE_CUDASIM=1``."""
@@ -32,6 +36,22 @@ STREAM = bindings.CUstream(bindings.CU_STREAM_LEGACY)
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 """A net is allowed to be small."""
+
+
+@cache
+def _device() -> int:
+    """Return the number of the GPU where everything lies: the one that is current at first use."""
+    return int(cuda.get_current_device().id)
+
+
+def enter() -> None:
+    """Make that GPU the current one of a thread that has none: the driver asks for one of each.
+
+    Numba would take the first GPU, whichever the other threads work on.
+    """
+    device = _device()
+    if cuda.gpus.current is None:
+        cuda.select_device(device)
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -58,7 +78,7 @@ def check(name: str, status: Any) -> None:
 
 
 def _new_block(size: int) -> int:
-    cuda.current_context()  # The driver asks for one of each thread.
+    enter()
     return int(call("cuMemAlloc", size))
 
 
@@ -126,7 +146,7 @@ def read(address: Any, host: np.ndarray[Any, Any]) -> None:
     if SIMULATED:
         host[...] = address.copy_to_host().reshape(host.shape)
         return
-    cuda.current_context()
+    enter()
     call("cuMemcpyDtoH", address_of(host), address, host.nbytes)
 
 
@@ -137,5 +157,5 @@ def write(address: Any, host: np.ndarray[Any, Any]) -> None:
     if SIMULATED:
         address.copy_to_device(host.reshape(-1))
         return
-    cuda.current_context()
+    enter()
     call("cuMemcpyHtoD", address, address_of(host), host.nbytes)

@@ -13,7 +13,15 @@ from typing import Any
 from numbadrop.address import address_of_bytes
 from numbadrop.errors import DeviceError
 from numbadrop.kernels.cuda.cubins import load, name_of, save
-from numbadrop.kernels.cuda.driver import SIMULATED, STREAM, bindings, call, check, cuda
+from numbadrop.kernels.cuda.driver import (
+    SIMULATED,
+    STREAM,
+    bindings,
+    call,
+    check,
+    cuda,
+    enter,
+)
 
 __all__ = ["STRIDING", "Grid", "Kernel", "grid_over", "kernel"]
 
@@ -105,6 +113,7 @@ class Kernel:
 
     def _compile(self, arguments: tuple[Any, ...]) -> tuple[Any, Struct]:
         """Return the kernel as the driver takes it, and its parameters."""
+        enter()
         made = cuda.jit(launch_bounds=self.bounds)(self.function)
         kinds = tuple(made.typeof_pyval(self.sample(one)) for one in arguments)
         capability = cuda.get_current_device().compute_capability
@@ -151,7 +160,7 @@ class _Parameters(threading.local):
     """Where a thread puts the parameters of the kernel that it starts next."""
 
     def __init__(self) -> None:
-        cuda.current_context()  # The driver asks for one of each thread.
+        enter()
         self.numbers = ctypes.create_string_buffer(_MOST_BYTES)
         self.size = ctypes.c_size_t()
         end, pointer, size = 0, 1, 2  # CU_LAUNCH_PARAM_...

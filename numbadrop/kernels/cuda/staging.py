@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbadrop.address import address_of
-from numbadrop.kernels.cuda.driver import SIMULATED, STREAM, bindings, call, cuda, write
+from numbadrop.kernels.cuda.driver import SIMULATED, STREAM, bindings, call, cuda, enter, write
 
 __all__ = ["send"]
 
@@ -35,7 +35,7 @@ class _Staging:
     """The pages of a thread: each has its own, so that none waits for another."""
 
     def __init__(self) -> None:
-        cuda.current_context()  # The driver asks for one of each thread.
+        enter()
         self.pages: list[_Page] = []
         self.before = call("cuEventCreate", 0)
         """That what was started before is over."""
