@@ -128,6 +128,15 @@ def test_writes_in_place(rng):
     assert not device.to_host().any()
 
 
+@pytest.mark.parametrize("key", [..., np.ix_([0, 2], [1, 2]), (..., IndexSet([1, 2], 4))])
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (3,), (7, 2)], ids=str)
+def test_what_does_not_fit_is_not_assigned(key, shape):
+    x = to_device(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="shape"):
+        x[key] = to_device(np.ones(shape))
+    assert not x.to_host().any()
+
+
 def test_a_nan_passes_a_maximum():
     x = to_device(np.array([np.nan, -1.0, 2.0]))
     np.testing.assert_array_equal(np.maximum(x, 0).to_host(), [np.nan, 0, 2])

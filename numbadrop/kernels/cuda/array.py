@@ -266,6 +266,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         if key is Ellipsis:
             if isinstance(value, np.ndarray):
                 value = DeviceArray.from_host(np.broadcast_to(value, self.shape))
+            _check_fits(value, self.shape)
             elements.apply(elements.identity, self, value)
             return
         rows: DeviceArray | None = None
@@ -290,7 +291,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         if not isinstance(value, DeviceArray) or value.shape != shape or value.dtype != self.dtype:
             whole = DeviceArray.empty(shape, self.dtype)
             _check_operands("assignment", (self, value))
-            np.broadcast_shapes(shape, np.shape(value) if np.isscalar(value) else value.shape)
+            _check_fits(value, shape)
             elements.apply(elements.identity, whole, value)
             value = whole
         elements.move_block(value, self, self.shape[-1], rows, cols, write=True)
@@ -380,6 +381,13 @@ def _check_operands(name: str, operands: tuple[Any, ...]) -> None:
             f"operand {on_device} on the GPU, of shape {operands[on_device].shape}: send the one "
             "with numbadrop.kernels.to_device, or copy the other with to_host()"
         )
+
+
+def _check_fits(value: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what is not of this shape once it is broadcast."""
+    own = getattr(value, "shape", ())
+    if np.broadcast_shapes(own, shape) != shape:
+        raise ValueError(f"cannot assign an array of shape {own} to one of shape {shape}")
 
 
 def _result(out: Any, inputs: tuple[Any, ...], dtype: np.dtype[Any], name: str) -> DeviceArray:
