@@ -69,6 +69,7 @@ class HostDriver:
 
     def __init__(self, memory: int = 1 << 30) -> None:
         self.left = memory
+        self.version = 99_000
         self.blocks: dict[int, Any] = {}
         self.waiting: dict[int, list[Callable[[], None]]] = {}
         self.reached: dict[int, tuple[int, int]] = {}
@@ -86,6 +87,9 @@ class HostDriver:
     def later(self, stream: Any, work: Callable[[], None]) -> tuple[int]:
         self.waiting.setdefault(int(stream), []).append(work)
         return (SUCCESS,)
+
+    def cuDriverGetVersion(self) -> tuple[int, int]:
+        return SUCCESS, self.version
 
     def cuMemAlloc(self, size: int) -> tuple[Any, int]:
         if size > self.left:
@@ -277,6 +281,24 @@ def test_more_numbers_are_another_kernel(host_driver: HostDriver, kernel: Kernel
     kernel((1, 1, 1), (1, 2))
     kernel((1, 1, 1), (1, 2, 3))
     assert [len(packed) for *_, packed in host_driver.launched] == [16, 24]
+
+
+def test_a_driver_that_is_too_old_is_named(host_driver: HostDriver) -> None:
+    host_driver.version = 11_080
+    with pytest.raises(DeviceError, match=r"driver is for CUDA 11, but cuda-bindings"):
+        to_device(np.ones(3))
+
+
+def test_libraries_that_are_missing_are_named(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*what: Any, **options: Any) -> Any:
+        raise RuntimeError("Missing libdevice file.\n")
+
+    monkeypatch.setattr(launch, "load", lambda name: None)
+    monkeypatch.setattr(launch.dispatcher, "_Kernel", missing)
+    with pytest.raises(DeviceError, match=r"compiled: Missing libdevice file\. pip install"):
+        kernel((1, 1, 1), 1)
 
 
 def test_a_driver_that_fails_is_named(host_driver: HostDriver, kernel: Kernel) -> None:

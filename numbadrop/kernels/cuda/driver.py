@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,15 @@ config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 @cache
 def _device() -> int:
     """Return the number of the GPU where everything lies: the one that is current at first use."""
-    return int(cuda.get_current_device().id)
+    device = cuda.get_current_device()
+    served, installed = call("cuDriverGetVersion") // 1000, version("cuda-bindings")
+    # It would load nothing that the packages have compiled, and say no more than a number.
+    if served < int(installed.partition(".")[0]):
+        raise DeviceError(
+            f"the GPU's driver is for CUDA {served}, but cuda-bindings {installed} is installed: "
+            'update the driver, or for one of CUDA 12 pip install "numba-cuda[cu12]"'
+        )
+    return int(device.id)
 
 
 def enter() -> None:

@@ -23,6 +23,9 @@ from numbadrop.kernels.cuda.driver import (
     enter,
 )
 
+if not SIMULATED:
+    from numba.cuda import dispatcher
+
 __all__ = ["STRIDING", "Grid", "Kernel", "grid_over", "kernel"]
 
 Grid = tuple[int, int, int]
@@ -124,12 +127,24 @@ class Kernel:
                 return _loaded(*kept), _layout(kinds)
             except DeviceError:  # A driver that is older than the compiler was.
                 pass
-        library = made.compile(kinds)._codelibrary
-        compiled = library._entry_name, bytes(library.get_cubin().code)
+        compiled = _built(made, kinds)
         handle = _loaded(*compiled)
         if name:
             save(name, *compiled)
         return handle, _layout(kinds)
+
+
+def _built(made: Any, kinds: Any) -> tuple[str, bytes]:
+    """Return the name and the machine code of a kernel, which its own `compile` would also load."""
+    try:
+        library = dispatcher._Kernel(made.py_func, kinds, **made.targetoptions)._codelibrary
+        return library._entry_name, bytes(library.get_cubin().code)
+    except (ImportError, RuntimeError) as error:  # A library that Numba compiles with is missing.
+        reason = " ".join(str(error).split())
+        raise DeviceError(
+            f'kernels cannot be compiled: {reason} pip install "numbadrop[cuda]" brings all that '
+            "this takes"
+        ) from error
 
 
 def _loaded(entry: str, code: bytes) -> Any:
