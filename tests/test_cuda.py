@@ -694,18 +694,35 @@ def test_a_run_resumes_on_either_side(tmp_path, first, second):
 
 def test_the_command_trains_on_a_gpu(tmp_path, monkeypatch, capsys):
     from numbadrop.cli import main
-    from numbadrop.train import timing, warmup
+    from numbadrop.train import timing
 
     rng = np.random.default_rng(0)
     file = tmp_path / "data.npz"
     arrays = {f"x_{part}": rng.random((12, 4), np.float32) for part in ("train", "test")}
     labels = {f"y_{part}": np.arange(12) % 2 for part in ("train", "test")}
     np.savez(file, **arrays, **labels)
-    monkeypatch.setattr(warmup, "warm_up", lambda *args, **named: None)
     monkeypatch.setattr(timing, "step_times", lambda *args, **named: {"with": 1.0, "without": 2.0})
     command = ["train", "--data", str(file), "--device", "cuda", "--hidden", "5", "--epochs", "1"]
     assert main([*command, "--batch-size", "6"]) == 0
     assert "on a GPU" in capsys.readouterr().out
+
+
+def test_a_run_finds_its_kernels_compiled():
+    from numbadrop.kernels.cuda import elements, product, update
+    from numbadrop.train.recipe import Recipe
+    from numbadrop.train.warmup import warm_up_net
+
+    made = product.product_kernel, elements._elementwise, update._update_kernel
+    for cached in (*made, product._prepared, elements._prepared):
+        cached.cache_clear()
+    data = artificial(2, 24, 8, features=6, steps=3, noise=0.1)
+    recipe = Recipe(hidden=(8,), batch_size=8)
+    warm_up_net(recipe, data)
+    before = [cached.cache_info().misses for cached in made]
+    assert min(before) > 0
+    net, optimizer = recipe.build(data.features, data.classes)
+    fit(net.to("cuda"), optimizer, data, epochs=1, batch_size=8, progress=False)
+    assert [cached.cache_info().misses for cached in made] == before
 
 
 def test_the_cpu_never_imports_cuda():
