@@ -70,6 +70,7 @@ class HostDriver:
     def __init__(self, memory: int = 1 << 30) -> None:
         self.left = memory
         self.version = 99_000
+        self.code_size = 0
         self.blocks: dict[int, Any] = {}
         self.waiting: dict[int, list[Callable[[], None]]] = {}
         self.reached: dict[int, tuple[int, int]] = {}
@@ -141,8 +142,8 @@ class HostDriver:
 
     cuEventDestroy = cuStreamDestroy
 
-    def cuModuleLoadData(self, code: int) -> tuple[int, int]:
-        return SUCCESS, code
+    def cuModuleLoadData(self, code: int) -> tuple[Any, int]:
+        return (OutOfMemory(2) if self.left < self.code_size else SUCCESS), code
 
     def cuModuleGetFunction(self, module: int, name: bytes) -> tuple[int, bytes]:
         return SUCCESS, name
@@ -281,6 +282,16 @@ def test_more_numbers_are_another_kernel(host_driver: HostDriver, kernel: Kernel
     kernel((1, 1, 1), (1, 2))
     kernel((1, 1, 1), (1, 2, 3))
     assert [len(packed) for *_, packed in host_driver.launched] == [16, 24]
+
+
+def test_machine_code_gets_the_memory_of_arrays(host_driver: HostDriver, kernel: Kernel) -> None:
+    host_driver.left = host_driver.code_size = 10_000
+    held = DeviceArray.empty(6000, np.int8)
+    with pytest.raises(DeviceMemoryError, match="no memory left: cuModuleLoadData failed with"):
+        kernel((1, 1, 1), 1)
+    del held
+    kernel((1, 1, 1), 1)
+    assert len(host_driver.launched) == 1
 
 
 def test_a_driver_that_is_too_old_is_named(host_driver: HostDriver) -> None:

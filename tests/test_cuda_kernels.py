@@ -496,26 +496,17 @@ def test_a_pool_gives_what_was_given_back() -> None:
     assert pool.take(512) == 3
 
 
-def test_a_pool_without_memory_lets_go_of_what_is_free() -> None:
-    sizes: dict[int, int] = {}
-
-    def allocate(size: int) -> int:
-        if sum(sizes.values()) + size > 3 * 512:
-            raise MemoryError
-        address = max(sizes, default=0) + 1
-        sizes[address] = size
-        return address
-
-    pool = Pool(allocate, sizes.pop)
-    held = pool.take(512)
-    freed = pool.take(1024)
-    pool.give_back(1024, freed)
-    again = pool.take(512)
-    assert sizes == {held: 512, again: 512}  # the block of 1024 is gone
-    pool.give_back(512, held)
-    with pytest.raises(MemoryError):
-        pool.take(2048)
-    assert sizes == {again: 512}
+def test_a_pool_lets_go_of_what_is_free() -> None:
+    new, released = iter((1, 2, 3)), list[int]()
+    pool = Pool(lambda size: next(new), released.append)
+    for size in (512, 512, 1024):
+        pool.take(size)
+    assert not pool.let_go()
+    pool.give_back(1024, 3)
+    pool.give_back(512, 1)
+    assert pool.let_go()
+    assert sorted(released) == [1, 3]
+    assert not pool.let_go()
 
 
 def test_sizes_of_blocks() -> None:

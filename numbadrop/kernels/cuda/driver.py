@@ -35,6 +35,9 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 STREAM = bindings.CUstream(bindings.CU_STREAM_LEGACY)
 """Where all kernels and transfers take their turn, those of other libraries by default too."""
 
+_NO_MEMORY = "OUT_OF_MEMORY"
+"""What the code of such an error ends with."""
+
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 """A net is allowed to be small."""
 
@@ -66,20 +69,29 @@ def enter() -> None:
 def call(name: str, *arguments: Any) -> Any:
     """Call a function of the driver, on the current context, and return what it gives.
 
+    Where memory is missing, for arrays or for machine code, what the pool has is let go first.
+
     Raises
     ------
     DeviceError
         If it fails, or a kernel before it has.
+    DeviceMemoryError
+        If there is not enough memory.
     """
-    status, *given = getattr(bindings, name)(*arguments)
+    function = getattr(bindings, name)
+    status, *given = function(*arguments)
+    if status != 0 and status.name.endswith(_NO_MEMORY) and _pool.let_go():
+        status, *given = function(*arguments)
     check(name, status)
     return given[0] if given else None
 
 
 def check(name: str, status: Any) -> None:
-    """Raise a `DeviceError` unless the driver's function of this name has succeeded."""
+    """Raise an error unless the driver's function of this name has succeeded."""
     if status == 0:
         return
+    if status.name.endswith(_NO_MEMORY):
+        raise DeviceMemoryError(f"the GPU has no memory left: {name} failed with {status.name}")
     hint = ""
     if status.name.endswith(("NOT_INITIALIZED", "INVALID_CONTEXT", "INVALID_HANDLE")):
         hint = ": arrays and kernels stay in the process and on the GPU in which they were made"
@@ -139,7 +151,7 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:
         ) from error
     except Exception as error:
         # The class depends on the release of numba-cuda, the name of the code does not.
-        if "OUT_OF_MEMORY" not in str(error):
+        if _NO_MEMORY not in str(error):
             raise
         wanted = math.prod(shape) * dtype.itemsize
         raise DeviceMemoryError(
