@@ -341,6 +341,16 @@ def test_a_full_memory_leaves_the_net_as_it_was(monkeypatch):
         np.testing.assert_array_equal(value, before[name])
 
 
+def test_a_host_array_is_written_without_other_memory(rng, monkeypatch):
+    x = to_device(np.zeros((2, 3), np.float32))
+    monkeypatch.setattr(driver, "_take", lambda *wanted: pytest.fail("memory was taken"))
+    host = rng.standard_normal((2, 3))
+    x[...] = host
+    np.testing.assert_array_equal(x.to_host(), host.astype(np.float32))
+    x[...] = host[0]
+    np.testing.assert_array_equal(x.to_host(), np.stack([host[0]] * 2).astype(np.float32))
+
+
 @pytest.mark.skipif(SIMULATED, reason="the simulator takes the memory of the host")
 def test_more_memory_than_a_gpu_has():
     x = to_device(np.ones(3))

@@ -261,12 +261,15 @@ class DeviceArray(NDArrayOperatorsMixin):
     def __setitem__(self, key: Any, value: Any) -> None:
         """Write into all, ``[...]``, into units of the last axis, or into ``[numpy.ix_(...)]``.
 
-        Only all of it takes a host array, as `from_host` does.
+        Only all of it takes a host array, for which no memory is needed.
         """
         if key is Ellipsis:
-            if isinstance(value, np.ndarray):
-                value = DeviceArray.from_host(np.broadcast_to(value, self.shape))
             _check_fits(value, self.shape)
+            if isinstance(value, np.ndarray):
+                # Straight to its place: a GPU that is full has no room for a copy.
+                host = np.broadcast_to(value, self.shape)
+                send(np.ascontiguousarray(host, self.dtype), self.address)
+                return
             elements.apply(elements.identity, self, value)
             return
         rows: DeviceArray | None = None
