@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import BlockUpdate, dropout_mask, reference, update_blocks
+from numbadrop.kernels import (
+    BlockUpdate,
+    dropout_mask,
+    reference,
+    track_moments,
+    update_blocks,
+)
 from numbadrop.kernels.geometry import check_geometry, out_size
 from numbadrop.kernels.pooling import Window
 from numbadrop.kernels.update import Update
@@ -387,6 +393,28 @@ def test_batch_norm(dtype: str, rows: int) -> None:
             )
             for one, other in zip(got, wanted, strict=True):
                 agree(one, other.astype(dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kept", [3, 7])
+def test_running_statistics_take_one_kernel(
+    dtype: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    units = IndexSet(np.sort(rng.permutation(7)[:kept]), 7)
+    running = [rng.standard_normal(7).astype(dtype) for _ in range(2)]
+    moments = [rng.standard_normal(kept) for _ in range(2)]
+    sent = [device(array) for array in (*running, *moments)]
+    starts: list[Any] = []
+    start = launch.Kernel.__call__
+    monkeypatch.setattr(
+        launch.Kernel, "__call__", lambda *call: (starts.append(call), start(*call))
+    )
+    track_moments(*sent, units, count=5, momentum=0.25)
+    assert len(starts) == 1
+    reference.track_moments(*running, *moments, units, count=5, momentum=0.25)
+    for got, wanted in zip(sent, running, strict=False):
+        agree(got, wanted, dtype)
 
 
 RULES = [

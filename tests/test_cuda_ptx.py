@@ -291,6 +291,8 @@ def test_those_that_sum_in_float64(compiled: Compiled) -> None:
     moments = normalization.batch_moments(x)
     normalization.batch_norm(x, *moments, units, units, eps=0.1)
     normalization.batch_norm_gradient(x, x, *moments, units, eps=0.1, training=True)
+    running = units, new(96)
+    normalization.track_moments(*running, *moments, half(192), unbiased=1.1, momentum=0.1)
     softmax.cross_entropy(x, new(1000, dtype="int64"))
     softmax.cross_entropy_gradient(x, new(1000, dtype="int64"), 1.0)
     for texts in compiled.ptx.values():
