@@ -112,6 +112,15 @@ def test_numpy_code_is_the_same_on_both_sides(rng, code, rows):
     np.testing.assert_allclose(got.to_host(), wanted, rtol=2e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("axis", [2, -3, (0, 2), (0, -2)])
+def test_sums_over_axes_that_are_not_there(axis):
+    x = np.ones((2, 3))
+    with pytest.raises(ValueError, match="axis"):
+        x.sum(axis)
+    with pytest.raises(ValueError, match="axis"):
+        to_device(x).sum(axis)
+
+
 def test_writes_in_place(rng):
     host = rng.standard_normal((3, 2, 4))
     device = to_device(host)
@@ -222,6 +231,9 @@ def test_numbers_that_are_not_of_kernels(dtype):
         x.transpose(0, 0)
     np.testing.assert_array_equal(x.astype(np.float32).to_host(), host.astype(np.float32))
     np.testing.assert_array_equal((x > 0).to_host(), host > 0)
+    for axis in (None, 0, ()):
+        assert x.sum(axis).dtype == host.sum(axis).dtype
+        np.testing.assert_array_equal(x.sum(axis).to_host(), host.sum(axis))
     x[...] = 1
     np.testing.assert_array_equal(x.to_host(), np.ones((2, 3), dtype))
 

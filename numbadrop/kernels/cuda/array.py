@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Self
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -230,10 +231,12 @@ class DeviceArray(NDArrayOperatorsMixin):
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> DeviceArray:
         """Return the sum over some axes, in an order that depends on the shape alone."""
-        chosen = range(self.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-        over = {number % self.ndim for number in chosen}
+        over = set(normalize_axis_tuple(range(self.ndim) if axis is None else axis, self.ndim))
+        dtype = _summed(self.dtype)
+        if not over:
+            return self.astype(dtype)
         kept = tuple(1 if number in over else n for number, n in enumerate(self.shape))
-        total = self
+        total = self if dtype == self.dtype else self.astype(dtype)
         # Axes next to each other are summed as one.
         for last in sorted(over, reverse=True):
             if last + 1 in over:
@@ -243,8 +246,6 @@ class DeviceArray(NDArrayOperatorsMixin):
                 first -= 1
             lengths = self.shape[:first], self.shape[first : last + 1], kept[last + 1 :]
             total = elements.sum_axis(total, *map(math.prod, lengths))
-        if not over:
-            return self.copy()
         shape = kept if keepdims else tuple(n for i, n in enumerate(kept) if i not in over)
         return total.reshape(shape)
 
@@ -324,6 +325,13 @@ class DeviceArray(NDArrayOperatorsMixin):
         if own is None:
             raise TypeError(f"numpy.{function.__name__} does not run on the GPU")
         return own(*arguments, **named)
+
+
+@cache
+def _summed(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of sums: small integers have larger ones."""
+    summed: np.dtype[Any] = np.add.reduce(np.empty(0, dtype)).dtype
+    return summed
 
 
 @cache
