@@ -96,6 +96,11 @@ NUMPY_CODE = [
     lambda x, row, units: row[units],
     lambda x, row, units: x * row.astype(np.float64),
     lambda x, row, units: np.zeros((2, 3), np.float32, like=x),
+    lambda x, row, units: x * np.float64(2),
+    lambda x, row, units: np.float32(2) / x,
+    lambda x, row, units: x + np.array(3.0),
+    lambda x, row, units: x * True - np.bool_(True),
+    lambda x, row, units: np.maximum(x, np.int64(1)),
 ]
 
 

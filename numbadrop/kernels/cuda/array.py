@@ -309,13 +309,13 @@ class DeviceArray(NDArrayOperatorsMixin):
             call = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
             raise TypeError(f"numpy.{call}, called like this, does not run on the GPU")
         _check_operands(f"numpy.{ufunc.__name__}", (*inputs, *outs))
-        plain = [one.item() if _is_scalar_array(one) else one for one in inputs]
-        kinds = tuple(type(one) if isinstance(one, int | float) else np.asarray(one).dtype
-                      if not isinstance(one, DeviceArray) else one.dtype
-                      for one in plain)  # fmt: skip
+        # Plain numbers alone, and no subclasses such as bool, take the dtype of the arrays.
+        kinds = tuple(one.dtype if isinstance(one, DeviceArray) else type(one)
+                      if type(one) in (int, float) else np.asarray(one).dtype
+                      for one in inputs)  # fmt: skip
         *dtypes, dtype = _resolved(ufunc, kinds)
         out = _result(outs[0], inputs, dtype, ufunc.__name__)
-        elements.apply(function, out, *plain, dtypes=tuple(dtypes))
+        elements.apply(function, out, *inputs, dtypes=tuple(dtypes))
         return out
 
     def __array_function__(
