@@ -34,6 +34,7 @@ if not SIMULATED and not cuda.is_available():
 from numbadrop.kernels.cuda import (  # noqa: E402
     convolution,
     cubins,
+    driver,
     elements,
     elementwise,
     launch,
@@ -512,6 +513,27 @@ def test_many_parameters_are_updated_together(most: int, monkeypatch: pytest.Mon
     for one, (value, slots) in zip(updates, wanted, strict=True):
         agree(one.value, value, "float64")
         agree(one.slots, slots, "float64")
+
+
+def test_a_full_memory_changes_no_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = [
+        Update(rules.SGDRule(lr, 0.0), device(np.ones((2, 3))), device(np.ones((0, 2, 3))),
+               device(np.ones((2, 1))), None, IndexSet([at], 3))
+        for lr, at in ((0.1, 0), (0.2, 2))
+    ]  # fmt: skip
+    left = iter(["one set of indices"])
+
+    def full(shape: Any, dtype: Any) -> Any:
+        if not next(left, None):
+            raise MemoryError
+        return take(shape, dtype)
+
+    take = driver._take
+    monkeypatch.setattr(driver, "_take", full)
+    with pytest.raises(MemoryError):
+        update.update_blocks(updates)
+    for one in updates:
+        np.testing.assert_array_equal(one.value.to_host(), np.ones((2, 3)))
 
 
 def test_a_pool_gives_what_was_given_back() -> None:
