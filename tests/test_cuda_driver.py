@@ -257,6 +257,26 @@ def test_memory_that_is_free_is_let_go_when_there_is_no_other(host_driver: HostD
     assert held.address != other.address
 
 
+@pytest.mark.parametrize(("stream", "waits"), [(None, False), (1, False), (2, False), (77, True)])
+def test_only_another_stream_is_waited_for(
+    stream: int | None, waits: bool, host_driver: HostDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interface = to_device(np.ones(3)).__cuda_array_interface__ | {"stream": stream}
+    foreign = SimpleNamespace(
+        __cuda_array_interface__=interface, shape=(3,), dtype=np.dtype(np.float64),
+        is_c_contiguous=lambda: True,
+    )  # fmt: skip
+    waited = []
+
+    def of_numba(array: Any, sync: bool = True) -> Any:
+        waited.append(sync)
+        return array
+
+    monkeypatch.setattr(driver.cuda, "as_cuda_array", of_numba)
+    assert to_device(foreign).address == interface["data"][0]
+    assert waited == [waits]
+
+
 class Numbers(NamedTuple):
     a: int
     b: float

@@ -28,8 +28,8 @@ __all__ = ["DeviceArray", "device_indices"]
 
 Array = NDArray[Any]
 _DTYPES = {np.dtype(kind) for kind in "?bBhHiIlLqQefd"}
-_LEGACY_STREAM = 1
-"""As others are told it, where kernels that write an array may be under way."""
+_LEGACY_STREAM, _PER_THREAD_STREAM = 1, 2
+"""The default ones, as libraries tell each other where kernels that write may be under way."""
 
 
 def _checked_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -342,7 +342,10 @@ def _resolved(ufunc: np.ufunc, kinds: tuple[Any, ...]) -> tuple[np.dtype[Any], .
 def _native_view(array: Any, interface: dict[str, Any]) -> Any:
     """Return a device array of Numba of the memory of another library."""
     enter()
-    return cuda.as_cuda_array(array)
+    # The default streams, legacy and per thread, are in order with ours: the driver lets kernels of
+    # the legacy one wait for those of all streams that are not non-blocking, and these for them.
+    in_order = interface.get("stream") in (None, _LEGACY_STREAM, _PER_THREAD_STREAM)
+    return cuda.as_cuda_array(array, sync=not in_order)
 
 
 def _simulated_view(array: Any, interface: dict[str, Any]) -> Any:
