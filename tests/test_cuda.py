@@ -648,7 +648,7 @@ def test_a_step_sends_no_mask(rng, monkeypatch):
     train(net, optimizer, [(there, y)], lambda batch: batch)
     del sent[:]  # Among them, the first time, the places of the patches of a convolution.
     train(net, optimizer, [(there, y)], lambda batch: batch)
-    assert {host.shape for host in sent} == {y.shape}  # The labels are on the host.
+    assert [host.shape for host in sent] == [y.shape]  # The labels are on the host.
 
 
 def test_state_goes_there_and_back(rng):
