@@ -75,6 +75,7 @@ class HostDriver:
         self.waiting: dict[int, list[Callable[[], None]]] = {}
         self.reached: dict[int, tuple[int, int]] = {}
         self.launched: list[tuple[Any, ...]] = []
+        self.streams = 0
         self.fails: set[str] = set()
         self._numbers = iter(range(1 << 12, 1 << 20))
 
@@ -128,6 +129,7 @@ class HostDriver:
         return (SUCCESS,)
 
     def cuStreamCreate(self, flags: Any) -> tuple[int, int]:
+        self.streams += 1
         return SUCCESS, next(self._numbers)
 
     def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[int]:
@@ -136,11 +138,6 @@ class HostDriver:
     def cuStreamSynchronize(self, stream: Any) -> tuple[int]:
         self.finish(int(stream))
         return (SUCCESS,)
-
-    def cuStreamDestroy(self, stream: int) -> tuple[int]:
-        return (SUCCESS,)
-
-    cuEventDestroy = cuStreamDestroy
 
     def cuModuleLoadData(self, code: int) -> tuple[Any, int]:
         return (OutOfMemory(2) if self.left < self.code_size else SUCCESS), code
@@ -166,8 +163,8 @@ def host_driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDriver]:
     monkeypatch.setattr(driver, "bindings", found)
     monkeypatch.setattr(driver, "_pool", Pool(driver._new_block, driver._free_block))
     monkeypatch.setattr(driver._Memory.__del__, "__defaults__", (driver._pool,))
-    monkeypatch.setattr(staging._Staging.__del__, "__defaults__", (found, driver.STREAM))
     monkeypatch.setattr(staging, "_own", SimpleNamespace())
+    monkeypatch.setattr(staging, "_idle", [])
     monkeypatch.setattr(launch, "_launch", found.cuLaunchKernel)
     gpus = Gpus()
     monkeypatch.setattr(driver.cuda, "gpus", gpus)
@@ -226,6 +223,20 @@ def test_each_thread_has_its_own_pages(
         arrays = list(thread.map(sent, range(5)))
     for number, array in enumerate([*arrays, sent(5)]):
         np.testing.assert_array_equal(array.to_host(), number)
+
+
+def test_a_thread_inherits_the_pages_of_one_that_has_ended(
+    host_driver: HostDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_own", threading.local())
+    arrays = []
+    for number in range(5):  # In each, what the one before has sent is under way.
+        with ThreadPoolExecutor(1) as thread:
+            some = [np.full(200_000, 10 * number + i, np.float32) for i in range(5)]
+            arrays += list(thread.map(to_device, some))
+    assert host_driver.streams == 1
+    for number, array in enumerate(arrays):
+        np.testing.assert_array_equal(array.to_host(), 10 * (number // 5) + number % 5)
 
 
 def test_a_thread_works_on_the_gpu_that_was_current_at_first_use(
