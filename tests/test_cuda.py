@@ -709,6 +709,23 @@ def test_fit_learns_as_on_the_cpu(tmp_path):
     assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=1e-5)
 
 
+def test_an_evaluation_waits_when_all_is_started(rng, monkeypatch):
+    events = []
+
+    class Noted(Linear):
+        def __call__(self, *arguments, **named):
+            events.append("started")
+            return super().__call__(*arguments, **named)
+
+    to_host = DeviceArray.to_host
+    monkeypatch.setattr(
+        DeviceArray, "to_host", lambda self: (events.append("waited"), to_host(self))[1]
+    )
+    net = Sequential(Noted(3, 2)).to("cuda")
+    evaluate(net, rng.random((5, 3), np.float32), np.zeros(5, int), batch_size=2)
+    assert events == ["started"] * 3 + ["waited"] * 3
+
+
 @pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_resumes_on_either_side(tmp_path, first, second):
     small_run(tmp_path, first, 1)
