@@ -13,6 +13,8 @@ import pytest
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels import (
     BlockUpdate,
+    batch_norm,
+    batch_norm_gradient,
     dropout_mask,
     reference,
     track_moments,
@@ -396,6 +398,22 @@ def test_batch_norm(dtype: str, rows: int) -> None:
                 agree(one, other.astype(dtype), dtype)
 
 
+def test_the_numbers_of_batch_norm_have_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel is compiled for the types that it is first started with."""
+    started: list[Any] = []
+    monkeypatch.setattr(
+        Kernel, "__call__",
+        lambda self, grid, *numbers: started.append([*map(type, launch._flat(numbers))]),
+    )  # fmt: skip
+    x, units, found = device(np.ones((2, 3))), device(np.ones(3)), []
+    for eps, training in ((1, 1), (0.5, True), (np.float32(1), np.bool_(False))):
+        batch_norm(x, units, units, eps=eps)
+        batch_norm_gradient(x, x, units, units, eps=eps, training=training)
+        found.append(started.copy())
+        started.clear()
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kept", [3, 7])
 def test_running_statistics_take_one_kernel(
@@ -407,10 +425,8 @@ def test_running_statistics_take_one_kernel(
     moments = [rng.standard_normal(kept) for _ in range(2)]
     sent = [device(array) for array in (*running, *moments)]
     starts: list[Any] = []
-    start = launch.Kernel.__call__
-    monkeypatch.setattr(
-        launch.Kernel, "__call__", lambda *call: (starts.append(call), start(*call))
-    )
+    start = Kernel.__call__
+    monkeypatch.setattr(Kernel, "__call__", lambda *call: (starts.append(call), start(*call)))
     track_moments(*sent, units, count=5, momentum=0.25)
     assert len(starts) == 1
     reference.track_moments(*running, *moments, units, count=5, momentum=0.25)

@@ -315,7 +315,7 @@ def batch_norm(
     center, squares = _check_moments(x, mean, variance, eps)
     factor, offset = _check_factors("weight", weight, x), _check_factors("bias", bias, x)
     if not is_host(x):
-        return cuda().batch_norm(x, center, squares, factor, offset, eps=eps)
+        return cuda().batch_norm(x, center, squares, factor, offset, eps=float(eps))
     x, slope = np.ascontiguousarray(x), 1 / np.sqrt(squares + eps)
     if factor is not None:
         slope = slope * factor
@@ -373,7 +373,10 @@ def batch_norm_gradient(
     center, squares = _check_moments(x, mean, variance, eps)
     factor = _check_factors("weight", weight, x)
     if not is_host(x):
-        return cuda().batch_norm_gradient(g, x, center, squares, factor, eps=eps, training=training)
+        # A kernel is compiled once for the types of these numbers.
+        return cuda().batch_norm_gradient(
+            g, x, center, squares, factor, eps=float(eps), training=bool(training)
+        )
     g, x, scale = np.ascontiguousarray(g), np.ascontiguousarray(x), 1 / np.sqrt(squares + eps)
     total, moment = _sums(x, center, g)
     gain = scale if factor is None else scale * factor
