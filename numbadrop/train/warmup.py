@@ -75,7 +75,8 @@ def described_cache() -> str:
     folder = cache_folder()
     if folder is None:
         return "none, no folder for it can be written to: NUMBA_CACHE_DIR names one"
-    sizes = [path.stat().st_size for path in folder.glob("*.nb[ci]")]
+    kinds = "*.nb[ci]", "*.cubin"  # of Numba, and of a GPU
+    sizes = [path.stat().st_size for kind in kinds for path in folder.glob(kind)]
     return f"{folder}, {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB"
 
 
