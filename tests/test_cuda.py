@@ -608,6 +608,18 @@ def test_blocks_of_unequal_sets_become_dense(rng):
     np.testing.assert_array_equal((gpu_blocks[0] + gpu_blocks[1]).to_host(), blocks[0] + blocks[1])
 
 
+def test_images_are_turned_once(rng, monkeypatch):
+    x = rng.standard_normal((3, 2 * 4 * 5))
+    sent, taken, take = to_device(x), [], driver._take
+    monkeypatch.setattr(
+        driver, "_take", lambda shape, dtype: (taken.append(shape), take(shape, dtype))[1]
+    )
+    layer = Unflatten((2, 4, 5), "NCHW")
+    turned = layer(sent).value
+    assert taken == [(3, 4, 5, 2)]
+    np.testing.assert_array_equal(turned.to_host(), layer(x).value)
+
+
 def test_mse_on_a_gpu(rng):
     x, target = rng.standard_normal((4, 3)), rng.standard_normal((4, 3))
     host, device = Variable(x, requires_grad=True), Variable(to_device(x), requires_grad=True)
