@@ -243,7 +243,7 @@ def _train(
     from numbadrop.train import evaluate, fit
     from numbadrop.train.recipe import Recipe, augmentation_from, schedule_from
     from numbadrop.train.timing import step_times
-    from numbadrop.train.warmup import warm_up
+    from numbadrop.train.warmup import warm_up, warm_up_net
 
     threads = _set_threads(threads)
     config = _resumed_config(output, options) if resume else _new_config(options)
@@ -274,7 +274,10 @@ def _train(
         f"{_described(recipe, data)}, {where}",
         flush=True,
     )
-    warm_up([recipe.optimizer], images=recipe.model != "mlp", device=device)
+    if device == "cuda":
+        warm_up_net(recipe, data)
+    else:
+        warm_up([recipe.optimizer], images=recipe.model != "mlp")
     history = fit(
         model,
         optimizer,

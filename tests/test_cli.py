@@ -15,7 +15,13 @@ import pytest
 import numbadrop
 from numbadrop import cli
 from numbadrop.data import artificial, load_digits
-from numbadrop.train import CHECKPOINT_NAME, METRICS_NAME, load_checkpoint, read_metrics
+from numbadrop.train import (
+    CHECKPOINT_NAME,
+    METRICS_NAME,
+    load_checkpoint,
+    read_metrics,
+    warmup,
+)
 
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
@@ -479,6 +485,13 @@ class TestMistakes:
 
 
 class TestInfoAndWarmup:
+    def test_info_counts_all_machine_code(self, capsys, monkeypatch, tmp_path):
+        for name in ("a.nbi", "a.1.nbc", "b.cubin", "other"):
+            (tmp_path / name).write_bytes(bytes(1 << 20))
+        monkeypatch.setattr(warmup, "cache_folder", lambda: tmp_path)
+        assert run("info") == 0
+        assert f"{tmp_path}, 3 files, 3.0 MiB" in capsys.readouterr().out
+
     def test_info(self, capsys):
         assert run("info") == 0
         out = capsys.readouterr().out

@@ -96,6 +96,11 @@ NUMPY_CODE = [
     lambda x, row, units: row[units],
     lambda x, row, units: x * row.astype(np.float64),
     lambda x, row, units: np.zeros((2, 3), np.float32, like=x),
+    lambda x, row, units: x * np.float64(2),
+    lambda x, row, units: np.float32(2) / x,
+    lambda x, row, units: x + np.array(3.0),
+    lambda x, row, units: x * True - np.bool_(True),
+    lambda x, row, units: np.maximum(x, np.int64(1)),
 ]
 
 
@@ -112,6 +117,15 @@ def test_numpy_code_is_the_same_on_both_sides(rng, code, rows):
     np.testing.assert_allclose(got.to_host(), wanted, rtol=2e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("axis", [2, -3, (0, 2), (0, -2)])
+def test_sums_over_axes_that_are_not_there(axis):
+    x = np.ones((2, 3))
+    with pytest.raises(ValueError, match="axis"):
+        x.sum(axis)
+    with pytest.raises(ValueError, match="axis"):
+        to_device(x).sum(axis)
+
+
 def test_writes_in_place(rng):
     host = rng.standard_normal((3, 2, 4))
     device = to_device(host)
@@ -126,6 +140,15 @@ def test_writes_in_place(rng):
     np.testing.assert_array_equal(device.to_host(), host)
     device[...] = np.zeros((3, 2, 4), np.float32)
     assert not device.to_host().any()
+
+
+@pytest.mark.parametrize("key", [..., np.ix_([0, 2], [1, 2]), (..., IndexSet([1, 2], 4))])
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (3,), (7, 2)], ids=str)
+def test_what_does_not_fit_is_not_assigned(key, shape):
+    x = to_device(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="shape"):
+        x[key] = to_device(np.ones(shape))
+    assert not x.to_host().any()
 
 
 def test_a_nan_passes_a_maximum():
@@ -213,6 +236,9 @@ def test_numbers_that_are_not_of_kernels(dtype):
         x.transpose(0, 0)
     np.testing.assert_array_equal(x.astype(np.float32).to_host(), host.astype(np.float32))
     np.testing.assert_array_equal((x > 0).to_host(), host > 0)
+    for axis in (None, 0, ()):
+        assert x.sum(axis).dtype == host.sum(axis).dtype
+        np.testing.assert_array_equal(x.sum(axis).to_host(), host.sum(axis))
     x[...] = 1
     np.testing.assert_array_equal(x.to_host(), np.ones((2, 3), dtype))
 
@@ -330,6 +356,16 @@ def test_a_full_memory_leaves_the_net_as_it_was(monkeypatch):
     net.to("cpu")
     for name, value in net.state_dict().items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_host_array_is_written_without_other_memory(rng, monkeypatch):
+    x = to_device(np.zeros((2, 3), np.float32))
+    monkeypatch.setattr(driver, "_take", lambda *wanted: pytest.fail("memory was taken"))
+    host = rng.standard_normal((2, 3))
+    x[...] = host
+    np.testing.assert_array_equal(x.to_host(), host.astype(np.float32))
+    x[...] = host[0]
+    np.testing.assert_array_equal(x.to_host(), np.stack([host[0]] * 2).astype(np.float32))
 
 
 @pytest.mark.skipif(SIMULATED, reason="the simulator takes the memory of the host")
@@ -575,6 +611,18 @@ def test_the_sum_of_blocks_of_unequal_sets(rng):
     np.testing.assert_array_equal((gpu_blocks[0] * 0.5).values.to_host(), 0.5 * blocks[0].values)
 
 
+def test_images_are_turned_once(rng, monkeypatch):
+    x = rng.standard_normal((3, 2 * 4 * 5))
+    sent, taken, take = to_device(x), [], driver._take
+    monkeypatch.setattr(
+        driver, "_take", lambda shape, dtype: (taken.append(shape), take(shape, dtype))[1]
+    )
+    layer = Unflatten((2, 4, 5), "NCHW")
+    turned = layer(sent).value
+    assert taken == [(3, 4, 5, 2)]
+    np.testing.assert_array_equal(turned.to_host(), layer(x).value)
+
+
 def test_mse_on_a_gpu(rng):
     x, target = rng.standard_normal((4, 3)), rng.standard_normal((4, 3))
     host, device = Variable(x, requires_grad=True), Variable(to_device(x), requires_grad=True)
@@ -615,7 +663,7 @@ def test_a_step_sends_no_mask(rng, monkeypatch):
     train(net, optimizer, [(there, y)], lambda batch: batch)
     del sent[:]  # Among them, the first time, the places of the patches of a convolution.
     train(net, optimizer, [(there, y)], lambda batch: batch)
-    assert {host.shape for host in sent} == {y.shape}  # The labels are on the host.
+    assert [host.shape for host in sent] == [y.shape]  # The labels are on the host.
 
 
 def test_state_goes_there_and_back(rng):
@@ -677,6 +725,23 @@ def test_fit_learns_as_on_the_cpu(tmp_path):
     assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=1e-5)
 
 
+def test_an_evaluation_waits_when_all_is_started(rng, monkeypatch):
+    events = []
+
+    class Noted(Linear):
+        def __call__(self, *arguments, **named):
+            events.append("started")
+            return super().__call__(*arguments, **named)
+
+    to_host = DeviceArray.to_host
+    monkeypatch.setattr(
+        DeviceArray, "to_host", lambda self: (events.append("waited"), to_host(self))[1]
+    )
+    net = Sequential(Noted(3, 2)).to("cuda")
+    evaluate(net, rng.random((5, 3), np.float32), np.zeros(5, int), batch_size=2)
+    assert events == ["started"] * 3 + ["waited"] * 3
+
+
 @pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_resumes_on_either_side(tmp_path, first, second):
     small_run(tmp_path, first, 1)
@@ -689,18 +754,35 @@ def test_a_run_resumes_on_either_side(tmp_path, first, second):
 
 def test_the_command_trains_on_a_gpu(tmp_path, monkeypatch, capsys):
     from numbadrop.cli import main
-    from numbadrop.train import timing, warmup
+    from numbadrop.train import timing
 
     rng = np.random.default_rng(0)
     file = tmp_path / "data.npz"
     arrays = {f"x_{part}": rng.random((12, 4), np.float32) for part in ("train", "test")}
     labels = {f"y_{part}": np.arange(12) % 2 for part in ("train", "test")}
     np.savez(file, **arrays, **labels)
-    monkeypatch.setattr(warmup, "warm_up", lambda *args, **named: None)
     monkeypatch.setattr(timing, "step_times", lambda *args, **named: {"with": 1.0, "without": 2.0})
     command = ["train", "--data", str(file), "--device", "cuda", "--hidden", "5", "--epochs", "1"]
     assert main([*command, "--batch-size", "6"]) == 0
     assert "on a GPU" in capsys.readouterr().out
+
+
+def test_a_run_finds_its_kernels_compiled():
+    from numbadrop.kernels.cuda import elements, product, update
+    from numbadrop.train.recipe import Recipe
+    from numbadrop.train.warmup import warm_up_net
+
+    made = product.product_kernel, elements._elementwise, update._update_kernel
+    for cached in (*made, product._prepared, elements._prepared):
+        cached.cache_clear()
+    data = artificial(2, 24, 8, features=6, steps=3, noise=0.1)
+    recipe = Recipe(hidden=(8,), batch_size=8)
+    warm_up_net(recipe, data)
+    before = [cached.cache_info().misses for cached in made]
+    assert min(before) > 0
+    net, optimizer = recipe.build(data.features, data.classes)
+    fit(net.to("cuda"), optimizer, data, epochs=1, batch_size=8, progress=False)
+    assert [cached.cache_info().misses for cached in made] == before
 
 
 def test_the_cpu_never_imports_cuda():

@@ -7,6 +7,7 @@ again too early, is seen.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from struct import Struct
@@ -44,15 +45,37 @@ class OutOfMemory(int):
     name = "CUDA_ERROR_OUT_OF_MEMORY"
 
 
+class Gpus:
+    """What Numba knows of several GPUs: a thread that asks, and has none, gets the first one."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    @property
+    def current(self) -> Any:
+        return getattr(self._own, "device", None)
+
+    def select(self, number: int) -> None:
+        self._own.device = SimpleNamespace(id=number, compute_capability=(9, 0))
+
+    def get(self) -> Any:
+        if self.current is None:
+            self.select(0)
+        return self.current
+
+
 class HostDriver:
     """The functions of the driver that are used, each with a status before what it returns."""
 
     def __init__(self, memory: int = 1 << 30) -> None:
         self.left = memory
+        self.version = 99_000
+        self.code_size = 0
         self.blocks: dict[int, Any] = {}
         self.waiting: dict[int, list[Callable[[], None]]] = {}
         self.reached: dict[int, tuple[int, int]] = {}
         self.launched: list[tuple[Any, ...]] = []
+        self.streams = 0
         self.fails: set[str] = set()
         self._numbers = iter(range(1 << 12, 1 << 20))
 
@@ -66,6 +89,9 @@ class HostDriver:
     def later(self, stream: Any, work: Callable[[], None]) -> tuple[int]:
         self.waiting.setdefault(int(stream), []).append(work)
         return (SUCCESS,)
+
+    def cuDriverGetVersion(self) -> tuple[int, int]:
+        return SUCCESS, self.version
 
     def cuMemAlloc(self, size: int) -> tuple[Any, int]:
         if size > self.left:
@@ -103,6 +129,7 @@ class HostDriver:
         return (SUCCESS,)
 
     def cuStreamCreate(self, flags: Any) -> tuple[int, int]:
+        self.streams += 1
         return SUCCESS, next(self._numbers)
 
     def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[int]:
@@ -112,13 +139,8 @@ class HostDriver:
         self.finish(int(stream))
         return (SUCCESS,)
 
-    def cuStreamDestroy(self, stream: int) -> tuple[int]:
-        return (SUCCESS,)
-
-    cuEventDestroy = cuStreamDestroy
-
-    def cuModuleLoadData(self, code: int) -> tuple[int, int]:
-        return SUCCESS, code
+    def cuModuleLoadData(self, code: int) -> tuple[Any, int]:
+        return (OutOfMemory(2) if self.left < self.code_size else SUCCESS), code
 
     def cuModuleGetFunction(self, module: int, name: bytes) -> tuple[int, bytes]:
         return SUCCESS, name
@@ -141,14 +163,19 @@ def host_driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDriver]:
     monkeypatch.setattr(driver, "bindings", found)
     monkeypatch.setattr(driver, "_pool", Pool(driver._new_block, driver._free_block))
     monkeypatch.setattr(driver._Memory.__del__, "__defaults__", (driver._pool,))
-    monkeypatch.setattr(staging._Staging.__del__, "__defaults__", (found, driver.STREAM))
     monkeypatch.setattr(staging, "_own", SimpleNamespace())
+    monkeypatch.setattr(staging, "_idle", [])
     monkeypatch.setattr(launch, "_launch", found.cuLaunchKernel)
-    monkeypatch.setattr(driver.cuda, "current_context", lambda *devices: None)
+    gpus = Gpus()
+    monkeypatch.setattr(driver.cuda, "gpus", gpus)
+    monkeypatch.setattr(driver.cuda, "select_device", gpus.select)
+    monkeypatch.setattr(driver.cuda, "get_current_device", gpus.get)
     monkeypatch.setattr(driver.cuda, "pinned_array", np.empty)
-    launch._parameters.cache_clear()
+    for cached in (launch._parameters, driver._device):
+        cached.cache_clear()
     yield found
-    launch._parameters.cache_clear()
+    for cached in (launch._parameters, driver._device):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize("often_beside", [0.0, 0.5, 1.0])
@@ -186,8 +213,6 @@ def test_a_transfer_larger_than_a_page(host_driver: HostDriver) -> None:
 def test_each_thread_has_its_own_pages(
     host_driver: HostDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     monkeypatch.setattr(staging, "_own", threading.local())
 
     def sent(number: int) -> DeviceArray:
@@ -198,6 +223,37 @@ def test_each_thread_has_its_own_pages(
         arrays = list(thread.map(sent, range(5)))
     for number, array in enumerate([*arrays, sent(5)]):
         np.testing.assert_array_equal(array.to_host(), number)
+
+
+def test_a_thread_inherits_the_pages_of_one_that_has_ended(
+    host_driver: HostDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_own", threading.local())
+    arrays = []
+    for number in range(5):  # In each, what the one before has sent is under way.
+        with ThreadPoolExecutor(1) as thread:
+            some = [np.full(200_000, 10 * number + i, np.float32) for i in range(5)]
+            arrays += list(thread.map(to_device, some))
+    assert host_driver.streams == 1
+    for number, array in enumerate(arrays):
+        np.testing.assert_array_equal(array.to_host(), 10 * (number // 5) + number % 5)
+
+
+def test_a_thread_works_on_the_gpu_that_was_current_at_first_use(
+    host_driver: HostDriver, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_own", threading.local())
+    driver.cuda.select_device(1)
+    array = to_device(np.ones(3))
+    for work in (
+        lambda: to_device(np.ones(3), beside=True),
+        lambda: to_device(np.ones(1 << 22)),  # More than is staged.
+        array.to_host,
+        lambda: kernel((1, 1, 1), 1),
+    ):
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(work).result()
+            assert thread.submit(lambda: driver.cuda.gpus.current).result().id == 1
 
 
 def test_memory_that_is_free_is_let_go_when_there_is_no_other(host_driver: HostDriver) -> None:
@@ -212,6 +268,26 @@ def test_memory_that_is_free_is_let_go_when_there_is_no_other(host_driver: HostD
     assert held.address != other.address
 
 
+@pytest.mark.parametrize(("stream", "waits"), [(None, False), (1, False), (2, False), (77, True)])
+def test_only_another_stream_is_waited_for(
+    stream: int | None, waits: bool, host_driver: HostDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interface = to_device(np.ones(3)).__cuda_array_interface__ | {"stream": stream}
+    foreign = SimpleNamespace(
+        __cuda_array_interface__=interface, shape=(3,), dtype=np.dtype(np.float64),
+        is_c_contiguous=lambda: True,
+    )  # fmt: skip
+    waited = []
+
+    def of_numba(array: Any, sync: bool = True) -> Any:
+        waited.append(sync)
+        return array
+
+    monkeypatch.setattr(driver.cuda, "as_cuda_array", of_numba)
+    assert to_device(foreign).address == interface["data"][0]
+    assert waited == [waits]
+
+
 class Numbers(NamedTuple):
     a: int
     b: float
@@ -219,8 +295,6 @@ class Numbers(NamedTuple):
 
 @pytest.fixture
 def kernel(host_driver: HostDriver, monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    device = SimpleNamespace(compute_capability=(9, 0))
-    monkeypatch.setattr(driver.cuda, "get_current_device", lambda: device)
     monkeypatch.setattr(launch, "name_of", lambda *what: "name")
     monkeypatch.setattr(launch, "load", lambda name: ("entry", b"code"))
     return launch.kernel(32, 8, real=np.float32)(lambda *numbers: None)
@@ -239,6 +313,34 @@ def test_more_numbers_are_another_kernel(host_driver: HostDriver, kernel: Kernel
     kernel((1, 1, 1), (1, 2))
     kernel((1, 1, 1), (1, 2, 3))
     assert [len(packed) for *_, packed in host_driver.launched] == [16, 24]
+
+
+def test_machine_code_gets_the_memory_of_arrays(host_driver: HostDriver, kernel: Kernel) -> None:
+    host_driver.left = host_driver.code_size = 10_000
+    held = DeviceArray.empty(6000, np.int8)
+    with pytest.raises(DeviceMemoryError, match="no memory left: cuModuleLoadData failed with"):
+        kernel((1, 1, 1), 1)
+    del held
+    kernel((1, 1, 1), 1)
+    assert len(host_driver.launched) == 1
+
+
+def test_a_driver_that_is_too_old_is_named(host_driver: HostDriver) -> None:
+    host_driver.version = 11_080
+    with pytest.raises(DeviceError, match=r"driver is for CUDA 11, but cuda-bindings"):
+        to_device(np.ones(3))
+
+
+def test_libraries_that_are_missing_are_named(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*what: Any, **options: Any) -> Any:
+        raise RuntimeError("Missing libdevice file.\n")
+
+    monkeypatch.setattr(launch, "load", lambda name: None)
+    monkeypatch.setattr(launch.dispatcher, "_Kernel", missing)
+    with pytest.raises(DeviceError, match=r"compiled: Missing libdevice file\. pip install"):
+        kernel((1, 1, 1), 1)
 
 
 def test_a_driver_that_fails_is_named(host_driver: HostDriver, kernel: Kernel) -> None:

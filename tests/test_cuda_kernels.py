@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from numbadrop.index_set import IndexSet
-from numbadrop.kernels import BlockUpdate, dropout_mask, reference, update_blocks
+from numbadrop.kernels import (
+    BlockUpdate,
+    batch_norm,
+    batch_norm_gradient,
+    dropout_mask,
+    reference,
+    track_moments,
+    update_blocks,
+)
 from numbadrop.kernels.geometry import check_geometry, out_size
 from numbadrop.kernels.pooling import Window
 from numbadrop.kernels.update import Update
@@ -28,6 +36,7 @@ if not SIMULATED and not cuda.is_available():
 from numbadrop.kernels.cuda import (  # noqa: E402
     convolution,
     cubins,
+    driver,
     elements,
     elementwise,
     launch,
@@ -389,6 +398,42 @@ def test_batch_norm(dtype: str, rows: int) -> None:
                 agree(one, other.astype(dtype), dtype)
 
 
+def test_the_numbers_of_batch_norm_have_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel is compiled for the types that it is first started with."""
+    started: list[Any] = []
+    monkeypatch.setattr(
+        Kernel, "__call__",
+        lambda self, grid, *numbers: started.append([*map(type, launch._flat(numbers))]),
+    )  # fmt: skip
+    x, units, found = device(np.ones((2, 3))), device(np.ones(3)), []
+    for eps, training in ((1, 1), (0.5, True), (np.float32(1), np.bool_(False))):
+        batch_norm(x, units, units, eps=eps)
+        batch_norm_gradient(x, x, units, units, eps=eps, training=training)
+        found.append(started.copy())
+        started.clear()
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kept", [3, 7])
+def test_running_statistics_take_one_kernel(
+    dtype: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    units = IndexSet(np.sort(rng.permutation(7)[:kept]), 7)
+    running = [rng.standard_normal(7).astype(dtype) for _ in range(2)]
+    moments = [rng.standard_normal(kept) for _ in range(2)]
+    sent = [device(array) for array in (*running, *moments)]
+    starts: list[Any] = []
+    start = Kernel.__call__
+    monkeypatch.setattr(Kernel, "__call__", lambda *call: (starts.append(call), start(*call)))
+    track_moments(*sent, units, count=5, momentum=0.25)
+    assert len(starts) == 1
+    reference.track_moments(*running, *moments, units, count=5, momentum=0.25)
+    for got, wanted in zip(sent, running, strict=False):
+        agree(got, wanted, dtype)
+
+
 RULES = [
     (rules.SGDRule(0.1, 0.2), rules.sgd, 0),
     (rules.MomentumRule(0.9, 1.0, 0.1, 0.1, 0.2), rules.momentum, 1),
@@ -486,6 +531,27 @@ def test_many_parameters_are_updated_together(most: int, monkeypatch: pytest.Mon
         agree(one.slots, slots, "float64")
 
 
+def test_a_full_memory_changes_no_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = [
+        Update(rules.SGDRule(lr, 0.0), device(np.ones((2, 3))), device(np.ones((0, 2, 3))),
+               device(np.ones((2, 1))), None, IndexSet([at], 3))
+        for lr, at in ((0.1, 0), (0.2, 2))
+    ]  # fmt: skip
+    left = iter(["one set of indices"])
+
+    def full(shape: Any, dtype: Any) -> Any:
+        if not next(left, None):
+            raise MemoryError
+        return take(shape, dtype)
+
+    take = driver._take
+    monkeypatch.setattr(driver, "_take", full)
+    with pytest.raises(MemoryError):
+        update.update_blocks(updates)
+    for one in updates:
+        np.testing.assert_array_equal(one.value.to_host(), np.ones((2, 3)))
+
+
 def test_a_pool_gives_what_was_given_back() -> None:
     new = iter((1, 2, 3))
     pool = Pool(lambda size: next(new), lambda address: None)
@@ -496,26 +562,17 @@ def test_a_pool_gives_what_was_given_back() -> None:
     assert pool.take(512) == 3
 
 
-def test_a_pool_without_memory_lets_go_of_what_is_free() -> None:
-    sizes: dict[int, int] = {}
-
-    def allocate(size: int) -> int:
-        if sum(sizes.values()) + size > 3 * 512:
-            raise MemoryError
-        address = max(sizes, default=0) + 1
-        sizes[address] = size
-        return address
-
-    pool = Pool(allocate, sizes.pop)
-    held = pool.take(512)
-    freed = pool.take(1024)
-    pool.give_back(1024, freed)
-    again = pool.take(512)
-    assert sizes == {held: 512, again: 512}  # the block of 1024 is gone
-    pool.give_back(512, held)
-    with pytest.raises(MemoryError):
-        pool.take(2048)
-    assert sizes == {again: 512}
+def test_a_pool_lets_go_of_what_is_free() -> None:
+    new, released = iter((1, 2, 3)), list[int]()
+    pool = Pool(lambda size: next(new), released.append)
+    for size in (512, 512, 1024):
+        pool.take(size)
+    assert not pool.let_go()
+    pool.give_back(1024, 3)
+    pool.give_back(512, 1)
+    assert pool.let_go()
+    assert sorted(released) == [1, 3]
+    assert not pool.let_go()
 
 
 def test_sizes_of_blocks() -> None:

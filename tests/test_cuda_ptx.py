@@ -27,6 +27,7 @@ if config.ENABLE_CUDASIM:
 
 from numba.core.typing.typeof import typeof
 from numba.cuda import dispatcher
+from numba.cuda.cudadrv import devices
 
 from numbadrop.kernels.cuda import (
     array,
@@ -102,6 +103,24 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
     tables = convolution._forward, convolution._backward, convolution._depth
     for cached in (*tables, product._prepared):
         cached.cache_clear()
+
+
+def test_a_kernel_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By us: of Numba, which loads what it compiles, we want the machine code alone."""
+    device = SimpleNamespace(compute_capability=CAPABILITY)
+    monkeypatch.setattr(driver.cuda, "get_current_device", lambda: device)
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: device)
+    monkeypatch.setattr(devices, "get_context", lambda: SimpleNamespace(device=device))
+    monkeypatch.setattr(launch, "enter", lambda: None)
+    loaded: list[tuple[str, bytes]] = []
+    monkeypatch.setattr(launch, "_loaded", lambda *code: loaded.append(code))
+    monkeypatch.setattr(launch, "load", lambda name: None)
+    monkeypatch.setattr(launch, "save", lambda *kept: None)
+    _, layout = launch.kernel(32)(lambda number: None)._compile((1.0,))
+    ((entry, code),) = loaded
+    assert "lambda" in entry
+    assert code.startswith(b"\x7fELF")
+    assert layout.format == "d"
 
 
 def new(*shape: int, dtype: str = "float32") -> DeviceArray:
@@ -272,6 +291,8 @@ def test_those_that_sum_in_float64(compiled: Compiled) -> None:
     moments = normalization.batch_moments(x)
     normalization.batch_norm(x, *moments, units, units, eps=0.1)
     normalization.batch_norm_gradient(x, x, *moments, units, eps=0.1, training=True)
+    running = units, new(96)
+    normalization.track_moments(*running, *moments, half(192), unbiased=1.1, momentum=0.1)
     softmax.cross_entropy(x, new(1000, dtype="int64"))
     softmax.cross_entropy_gradient(x, new(1000, dtype="int64"), 1.0)
     for texts in compiled.ptx.values():

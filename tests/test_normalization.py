@@ -130,6 +130,39 @@ class TestKernels:
             kernels.batch_norm_gradient(x.astype(np.float32), x, ones, ones)
 
     @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("units", [IndexSet([0, 2], 4), IndexSet.all(4)], ids=str)
+    def test_running_statistics(self, dtype, units):
+        rng = np.random.default_rng(0)
+        running, moments = rng.random((2, 4)).astype(dtype), rng.random((2, len(units)))
+        expected = running.astype(WIDE)
+        reference.track_moments(*expected, *moments, units, count=3, momentum=0.25)
+        before = running.copy()
+        kernels.track_moments(*running, *moments, units, count=3, momentum=0.25)
+        np.testing.assert_allclose(running, expected.astype(dtype), rtol=2 * np.finfo(dtype).eps)
+        out = ~units.mask()
+        np.testing.assert_array_equal(running[:, out], before[:, out])
+
+    def test_bad_running_statistics(self):
+        units, two, three = IndexSet([0, 2], 3), np.ones(2), np.ones(3)
+        for name, at in (("running_mean", 0), ("running_var", 1), ("mean", 2), ("variance", 3)):
+            arrays = [three, three, two, two]
+            arrays[at] = np.ones(5)
+            with pytest.raises(ValueError, match=rf"^{name} must have shape .*, got \(5,\)"):
+                kernels.track_moments(*arrays, units, count=3, momentum=0.1)
+        with pytest.raises(TypeError, match=r"^running_var and running_mean must have one dtype"):
+            kernels.track_moments(
+                three, np.ones(3, np.float32), two, two, units, count=3, momentum=0.1
+            )
+        with pytest.raises(TypeError, match=r"^variance must be float64, got float32"):
+            kernels.track_moments(
+                three, three, two, two.astype(np.float32), units, count=3, momentum=0.1
+            )
+        with pytest.raises(TypeError, match=r"^mean must be a NumPy array or a DeviceArray, got l"):
+            kernels.track_moments(three, three, [1, 1], two, units, count=3, momentum=0.1)
+        with pytest.raises(ValueError, match=r"^count must be at least 2, got 1"):
+            kernels.track_moments(three, three, two, two, units, count=1, momentum=0.1)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
     def test_any_number_of_threads_gives_the_same_bits(self, dtype, monkeypatch):
         monkeypatch.setattr(normalization, "_SERIAL_BELOW", 0)
         rng = np.random.default_rng(0)

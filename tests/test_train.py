@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import numbadrop
 from numbadrop.data import Augmentation, Dataset, Minibatches, artificial
-from numbadrop.errors import UserError
+from numbadrop.errors import DeviceMemoryError, UserError
 from numbadrop.nn import (
     Activation,
     BatchNorm1d,
@@ -803,6 +803,18 @@ class TestCheckpoint:
         model, optimizer = make("nag")
         before = Checkpoint.capture(model, optimizer, {}, {})
         with pytest.raises(CheckpointError, match=f"{saved} is of another optimizer: .*slots"):
+            load_checkpoint(saved).restore(model, optimizer)
+        self.assert_unchanged(model, optimizer, before)
+
+    def test_an_error_of_another_kind_changes_nothing(self, saved, monkeypatch):
+        model, optimizer = make("adam")
+        before = Checkpoint.capture(model, optimizer, {}, {})
+
+        def full(self, state):
+            raise DeviceMemoryError("the memory is full")
+
+        monkeypatch.setattr(type(optimizer), "load_state_dict", full)
+        with pytest.raises(DeviceMemoryError, match="the memory is full"):
             load_checkpoint(saved).restore(model, optimizer)
         self.assert_unchanged(model, optimizer, before)
 

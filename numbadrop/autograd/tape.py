@@ -223,8 +223,9 @@ def _as_array(value: Any) -> Array:
     """Return an array of NumPy, or the one of another class that `value` is."""
     if type(value) is np.ndarray:
         return value
-    if hasattr(value, "__array_function__"):
-        return np.asarray(value, like=value)
+    if hasattr(value, "__array_function__") and not isinstance(value, np.ndarray):
+        other: Array = value
+        return other
     return np.asarray(value)
 
 

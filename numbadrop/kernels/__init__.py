@@ -22,7 +22,12 @@ from numbadrop.kernels.matmul import (
     matmul_at,
     scatter_matmul,
 )
-from numbadrop.kernels.normalization import batch_moments, batch_norm, batch_norm_gradient
+from numbadrop.kernels.normalization import (
+    batch_moments,
+    batch_norm,
+    batch_norm_gradient,
+    track_moments,
+)
 from numbadrop.kernels.pooling import (
     avg_pool2d,
     avg_pool2d_gradient,
@@ -70,6 +75,7 @@ __all__ = [
     "set_num_threads",
     "take_columns",
     "to_device",
+    "track_moments",
     "update_block",
     "update_blocks",
 ]

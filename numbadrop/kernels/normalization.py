@@ -13,10 +13,13 @@ from numba import carray
 from numpy.typing import ArrayLike, NDArray
 
 from numbadrop.address import address_of
+from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import (
     Array,
     as_dense,
     check_alike,
+    check_dtype,
+    check_is_array,
     check_matrices,
     check_matrix,
     check_real,
@@ -29,7 +32,7 @@ from numbadrop.kernels.memory import as_pointer, first_of, load_index, words_beh
 from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
 
-__all__ = ["batch_moments", "batch_norm", "batch_norm_gradient"]
+__all__ = ["batch_moments", "batch_norm", "batch_norm_gradient", "track_moments"]
 
 _SERIAL_BELOW = 50_000
 """Elements that one thread passes about as fast as several."""
@@ -207,6 +210,71 @@ def batch_moments(x: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
         return center + first, np.maximum(second - first * first, 0)
 
 
+def track_moments(
+    running_mean: Array,
+    running_var: Array,
+    mean: Array,
+    variance: Array,
+    units: IndexSet,
+    *,
+    count: int,
+    momentum: float,
+) -> None:
+    """Let the running statistics of some units follow the moments of a batch, in place.
+
+    ``running[units] = (1 - momentum) running[units] + momentum moments``. The variance becomes the
+    unbiased one first. Other units keep their bits.
+
+    Parameters
+    ----------
+    running_mean, running_var : ndarray of float32 or float64, shape (units.size,)
+    mean, variance : ndarray of float64, shape (len(units),)
+        As from `batch_moments`.
+    units : IndexSet
+    count : int
+        Of the values of each unit in the batch, at least 2.
+    momentum : float
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arrays lie in two memories, or a dtype, shape or number does not fit.
+
+    Examples
+    --------
+    >>> means, variances = np.zeros(3), np.ones(3)
+    >>> moments = np.array([2.0, 4.0]), np.array([1.5, 0.0])
+    >>> track_moments(means, variances, *moments, IndexSet([0, 2], 3), count=4, momentum=0.5)
+    >>> means, variances
+    (array([1., 0., 2.]), array([1.5, 1. , 0.5]))
+    """
+    for name, array, shape in (
+        ("running_mean", running_mean, (units.size,)), ("mean", mean, (len(units),)),
+        ("running_var", running_var, (units.size,)), ("variance", variance, (len(units),)),
+    ):  # fmt: skip
+        check_is_array(name, array)
+        check_same_memory(name, array, "running_mean", running_mean)
+        if array.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    check_dtype("running_mean", running_mean)
+    check_alike("running_var", running_var, "running_mean", running_mean)
+    for name, array in (("mean", mean), ("variance", variance)):
+        if array.dtype != np.float64:
+            raise TypeError(f"{name} must be float64, got {array.dtype}")
+    if count < 2:
+        raise ValueError(f"count must be at least 2, got {count}")
+    momentum = check_real("momentum", momentum)
+    unbiased = count / (count - 1)
+    if not is_host(running_mean):
+        cuda().track_moments(
+            running_mean, running_var, mean, variance, units, unbiased=unbiased, momentum=momentum
+        )
+        return
+    for running, observed in ((running_mean, mean), (running_var, variance * unbiased)):
+        before = running[units]
+        running[units] = (1 - momentum) * before + momentum * observed
+
+
 def batch_norm(
     x: ArrayLike,
     mean: ArrayLike,
@@ -247,7 +315,7 @@ def batch_norm(
     center, squares = _check_moments(x, mean, variance, eps)
     factor, offset = _check_factors("weight", weight, x), _check_factors("bias", bias, x)
     if not is_host(x):
-        return cuda().batch_norm(x, center, squares, factor, offset, eps=eps)
+        return cuda().batch_norm(x, center, squares, factor, offset, eps=float(eps))
     x, slope = np.ascontiguousarray(x), 1 / np.sqrt(squares + eps)
     if factor is not None:
         slope = slope * factor
@@ -305,7 +373,10 @@ def batch_norm_gradient(
     center, squares = _check_moments(x, mean, variance, eps)
     factor = _check_factors("weight", weight, x)
     if not is_host(x):
-        return cuda().batch_norm_gradient(g, x, center, squares, factor, eps=eps, training=training)
+        # A kernel is compiled once for the types of these numbers.
+        return cuda().batch_norm_gradient(
+            g, x, center, squares, factor, eps=float(eps), training=bool(training)
+        )
     g, x, scale = np.ascontiguousarray(g), np.ascontiguousarray(x), 1 / np.sqrt(squares + eps)
     total, moment = _sums(x, center, g)
     gain = scale if factor is None else scale * factor

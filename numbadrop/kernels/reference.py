@@ -33,6 +33,7 @@ __all__ = [
     "scatter_conv2d",
     "scatter_matmul",
     "take_columns",
+    "track_moments",
     "update_block",
 ]
 
@@ -180,6 +181,21 @@ def avg_pool2d_gradient(
 def batch_moments(x: Array) -> tuple[Array, Array]:
     """mean[k] = mean_b x[b, k], variance[k] = mean_b (x[b, k] - mean[k])^2."""
     return x.mean(axis=0), x.var(axis=0)
+
+
+def track_moments(
+    running_mean: Array,
+    running_var: Array,
+    mean: Array,
+    variance: Array,
+    units: Any,
+    *,
+    count: int,
+    momentum: float,
+) -> None:
+    """running[k] = (1 - momentum) running[k] + momentum observed[k], for the units alone."""
+    for running, observed in ((running_mean, mean), (running_var, variance * count / (count - 1))):
+        running[units] = (1 - momentum) * running[units] + momentum * observed
 
 
 def batch_norm(

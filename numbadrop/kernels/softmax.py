@@ -24,7 +24,7 @@ from numbadrop.kernels.memory import (
 from numbadrop.kernels.shares import share
 from numbadrop.kernels.task import run_task
 
-__all__ = ["cross_entropy", "cross_entropy_gradient"]
+__all__ = ["cross_entropy", "cross_entropy_gradient", "labels_beside"]
 
 _SERIAL_BELOW = 5_000
 """Exponentials that one thread takes about as fast as a region of several starts."""
@@ -108,6 +108,13 @@ def _sent(labels: ArrayLike, batch: int, classes: int) -> Array:
     if array.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers in [0, {classes}), got dtype {array.dtype}")
     return array if array.dtype == np.int64 else array.astype(np.int64)
+
+
+def labels_beside(logits: Array, labels: ArrayLike) -> ArrayLike:
+    """Return labels where the logits are, to be sent once for a loss and its gradient."""
+    if is_host(logits):
+        return labels
+    return _sent(labels, *check_matrix("logits", logits).shape)
 
 
 def _check_labels(labels: ArrayLike, batch: int, classes: int) -> NDArray[np.int64]:

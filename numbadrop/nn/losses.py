@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from numbadrop import ops
 from numbadrop.autograd import Variable
 from numbadrop.kernels.device import as_array
+from numbadrop.kernels.softmax import labels_beside
 from numbadrop.nn.activation import Activation, Array, Input
 
 __all__ = ["cross_entropy", "mse"]
@@ -37,7 +38,9 @@ def cross_entropy(logits: Input, labels: ArrayLike, reduction: str = "mean") -> 
     >>> round(float(loss), 4)  # log(10)
     2.3026
     """
-    return ops.cross_entropy(_whole("logits", logits), labels, reduction)
+    whole = _whole("logits", logits)
+    value = whole.value if isinstance(whole, Variable) else whole
+    return ops.cross_entropy(whole, labels_beside(value, labels), reduction)
 
 
 def mse(prediction: Input, target: Array, reduction: str = "mean") -> Variable:

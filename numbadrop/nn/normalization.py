@@ -125,11 +125,10 @@ class _BatchNorm(Module):
             )
         check_same_memory("x", rows, "the layer", self.running_mean.value)
         mean, variance = kernels.batch_moments(rows)
-        unbiased = variance * (count / (count - 1))
-        for buffer, observed in ((self.running_mean, mean), (self.running_var, unbiased)):
-            before = buffer.value[units]
-            after = (1 - self.momentum) * before + self.momentum * observed
-            buffer.value[units] = after
+        kernels.track_moments(
+            self.running_mean.value, self.running_var.value, mean, variance, units,
+            count=count, momentum=self.momentum,
+        )  # fmt: skip
         return mean, variance
 
 

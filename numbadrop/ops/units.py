@@ -12,6 +12,7 @@ from numbadrop import kernels
 from numbadrop.autograd import primitive
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import check_units
+from numbadrop.kernels.device import is_host
 
 __all__ = ["flatten", "place_units", "take_units", "unflatten"]
 
@@ -110,7 +111,10 @@ def unflatten(x: Array, shape: tuple[int, int, int], layout: str) -> Array:
     if layout not in ("NHWC", "NCHW"):
         raise ValueError(f"layout must be 'NHWC' or 'NCHW', got {layout!r}")
     images = x.reshape(len(x), *shape)
-    return images.transpose(0, 2, 3, 1).copy() if layout == "NCHW" else images
+    if layout == "NHWC":
+        return images
+    turned = images.transpose(0, 2, 3, 1)
+    return turned.copy() if is_host(turned) else turned  # On a GPU it is a copy already.
 
 
 @unflatten.gradient("x")

@@ -118,14 +118,17 @@ class Checkpoint:
                 "seed the model as it was for the run"
             )
         before = model.state_dict()
-        self.restore_model(model)
         try:
-            optimizer.load_state_dict(self.optimizer)
-        except (KeyError, ValueError, TypeError) as error:
+            self.restore_model(model)
+            try:
+                optimizer.load_state_dict(self.optimizer)
+            except (KeyError, ValueError, TypeError) as error:
+                raise CheckpointError(
+                    f"{self.source} is of another optimizer: {error.args[0]}"
+                ) from error
+        except Exception:  # Of the memory or the driver of a GPU, too.
             model.load_state_dict(before)
-            raise CheckpointError(
-                f"{self.source} is of another optimizer: {error.args[0]}"
-            ) from error
+            raise
         for generator, state in zip(generators, self.generators, strict=True):
             generator.bit_generator.state = state
 

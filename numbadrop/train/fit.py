@@ -395,9 +395,9 @@ def evaluate(
     device = model.device
     batched = (inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size))
     with no_grad(), _mode(model, training=False), _quiet_overflow():
-        scores = np.concatenate(
-            [to_host(model(send(as_floats(chunk, divisor), device)).value) for chunk in batched]
-        )
+        chunks = [model(send(as_floats(chunk, divisor), device)).value for chunk in batched]
+        # A GPU has all to do before the first result is waited for.
+        scores = np.concatenate([to_host(chunk) for chunk in chunks])
         loss = float(cross_entropy(scores, labels))
     return Evaluation(loss, error_rate(scores, labels), top_k_error(scores, labels, top_k))
 

@@ -7,25 +7,25 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
 from numbadrop import kernels
+from numbadrop.data import Dataset
 from numbadrop.kernels.jit import cache_folder
 from numbadrop.nn import cross_entropy
-from numbadrop.train.fit import train_step
+from numbadrop.train.fit import evaluate, train_step
 from numbadrop.train.recipe import Recipe
 from numbadrop.train.sending import send
 
-__all__ = ["described_cache", "warm_up"]
+__all__ = ["described_cache", "warm_up", "warm_up_net"]
 
 SECONDS_UNTIL_SAID = 1.0
 """Loading compiled code from the cache takes less; only a first run has something to say."""
 
 
-def warm_up(
-    optimizers: Sequence[str], images: bool, verbose: bool = False, device: str = "cpu"
-) -> None:
+def warm_up(optimizers: Sequence[str], images: bool, verbose: bool = False) -> None:
     """Compile the kernels for float32 and the rules of some optimizers, or load them.
 
     What takes long is announced on standard error while it happens.
@@ -37,25 +37,37 @@ def warm_up(
         Also what convolutional nets need.
     verbose : bool, default False
         Announce everything.
-    device : {"cpu", "cuda"}
-        Which they are for.
     """
     # Large enough that every kernel runs on several threads.
     batch, width = 100, 512
-    x = send(np.ones((batch, width), np.float32), device)
-    w = send(np.ones((width, width), np.float32), device)
+    x = np.ones((batch, width), np.float32)
     with _announced("matrix products on submatrices", verbose):
-        kernels.gathered_matmul(x, w)
+        kernels.gathered_matmul(x, np.ones((width, width), np.float32))
     if images:
         with _announced("convolutions and what is between them", verbose):
             model, _ = Recipe(model="deepcnet").build(64, 2, (8, 8, 1))
             inputs = np.random.default_rng(0).random((batch, 64), np.float32)
-            scores = model.to(device)(send(inputs, device))
-            cross_entropy(scores, np.zeros(batch, np.int64)).backward()
+            cross_entropy(model(inputs), np.zeros(batch, np.int64)).backward()
     for name in optimizers:
         with _announced(f"the update rule of {name}", verbose):
             model, optimizer = Recipe(hidden=(width,), optimizer=name).build(width, 2)
-            train_step(model.to(device), optimizer, x, np.zeros(batch, np.int64))
+            train_step(model, optimizer, x, np.zeros(batch, np.int64))
+
+
+def warm_up_net(recipe: Recipe, data: Dataset) -> None:
+    """Compile the kernels of a recipe's net for a GPU, or load them.
+
+    Those of a GPU are made for tiles, layouts and numbers of parameters: no other net has the same.
+    A net of its own is trained and evaluated, so that the run knows nothing of it.
+    """
+    # With a learning rate of 0 it cannot diverge.
+    model, optimizer = replace(recipe, lr=0.0).build(data.features, data.classes, data.image_shape)
+    model.to("cuda")
+    x, y = next(data.minibatches(recipe.batch_size).batches(epoch=0))
+    with _announced("the kernels of this net", verbose=False):
+        train_step(model, optimizer, send(x, "cuda"), y, recipe.reduction)
+        some = slice(250)  # As many as pass through the model at a time.
+        evaluate(model, data.test_inputs[some], data.test_labels[some], divisor=data.divisor)
 
 
 def described_cache() -> str:
@@ -63,7 +75,8 @@ def described_cache() -> str:
     folder = cache_folder()
     if folder is None:
         return "none, no folder for it can be written to: NUMBA_CACHE_DIR names one"
-    sizes = [path.stat().st_size for path in folder.glob("*.nb[ci]")]
+    kinds = "*.nb[ci]", "*.cubin"  # of Numba, and of a GPU
+    sizes = [path.stat().st_size for kind in kinds for path in folder.glob(kind)]
     return f"{folder}, {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB"
 
 

@@ -14,7 +14,12 @@ from numbadrop.kernels.cuda.matmul import (
     matmul_at,
     scatter_matmul,
 )
-from numbadrop.kernels.cuda.normalization import batch_moments, batch_norm, batch_norm_gradient
+from numbadrop.kernels.cuda.normalization import (
+    batch_moments,
+    batch_norm,
+    batch_norm_gradient,
+    track_moments,
+)
 from numbadrop.kernels.cuda.pooling import (
     avg_pool2d,
     avg_pool2d_gradient,
@@ -46,5 +51,6 @@ __all__ = [
     "rectifier_gradient",
     "scatter_matmul",
     "take_columns",
+    "track_moments",
     "update_blocks",
 ]

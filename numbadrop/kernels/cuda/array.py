@@ -15,20 +15,21 @@ from functools import cache
 from typing import Any, Self
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda import elements
-from numbadrop.kernels.cuda.driver import SIMULATED, allocate, cuda, read
+from numbadrop.kernels.cuda.driver import SIMULATED, allocate, cuda, enter, read
 from numbadrop.kernels.cuda.staging import send
 
 __all__ = ["DeviceArray", "device_indices"]
 
 Array = NDArray[Any]
 _DTYPES = {np.dtype(kind) for kind in "?bBhHiIlLqQefd"}
-_LEGACY_STREAM = 1
-"""As others are told it, where kernels that write an array may be under way."""
+_LEGACY_STREAM, _PER_THREAD_STREAM = 1, 2
+"""The default ones, as libraries tell each other where kernels that write may be under way."""
 
 
 def _checked_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -121,7 +122,7 @@ class DeviceArray(NDArrayOperatorsMixin):
             interface = getattr(array, "__cuda_array_interface__", None)
             if interface is None:
                 raise TypeError(f"array must be on the GPU, got {type(array).__name__}")
-            native = _simulated_view(array, interface) if SIMULATED else cuda.as_cuda_array(array)
+            native = (_simulated_view if SIMULATED else _native_view)(array, interface)
         if not native.is_c_contiguous():
             raise ValueError(
                 f"an array on the GPU must be C-contiguous, got strides {tuple(native.strides)} "
@@ -230,10 +231,12 @@ class DeviceArray(NDArrayOperatorsMixin):
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> DeviceArray:
         """Return the sum over some axes, in an order that depends on the shape alone."""
-        chosen = range(self.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-        over = {number % self.ndim for number in chosen}
+        over = set(normalize_axis_tuple(range(self.ndim) if axis is None else axis, self.ndim))
+        dtype = _summed(self.dtype)
+        if not over:
+            return self.astype(dtype)
         kept = tuple(1 if number in over else n for number, n in enumerate(self.shape))
-        total = self
+        total = self if dtype == self.dtype else self.astype(dtype)
         # Axes next to each other are summed as one.
         for last in sorted(over, reverse=True):
             if last + 1 in over:
@@ -243,8 +246,6 @@ class DeviceArray(NDArrayOperatorsMixin):
                 first -= 1
             lengths = self.shape[:first], self.shape[first : last + 1], kept[last + 1 :]
             total = elements.sum_axis(total, *map(math.prod, lengths))
-        if not over:
-            return self.copy()
         shape = kept if keepdims else tuple(n for i, n in enumerate(kept) if i not in over)
         return total.reshape(shape)
 
@@ -261,11 +262,15 @@ class DeviceArray(NDArrayOperatorsMixin):
     def __setitem__(self, key: Any, value: Any) -> None:
         """Write into all, ``[...]``, into units of the last axis, or into ``[numpy.ix_(...)]``.
 
-        Only all of it takes a host array, as `from_host` does.
+        Only all of it takes a host array, for which no memory is needed.
         """
         if key is Ellipsis:
+            _check_fits(value, self.shape)
             if isinstance(value, np.ndarray):
-                value = DeviceArray.from_host(np.broadcast_to(value, self.shape))
+                # Straight to its place: a GPU that is full has no room for a copy.
+                host = np.broadcast_to(value, self.shape)
+                send(np.ascontiguousarray(host, self.dtype), self.address)
+                return
             elements.apply(elements.identity, self, value)
             return
         rows: DeviceArray | None = None
@@ -290,7 +295,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         if not isinstance(value, DeviceArray) or value.shape != shape or value.dtype != self.dtype:
             whole = DeviceArray.empty(shape, self.dtype)
             _check_operands("assignment", (self, value))
-            np.broadcast_shapes(shape, np.shape(value) if np.isscalar(value) else value.shape)
+            _check_fits(value, shape)
             elements.apply(elements.identity, whole, value)
             value = whole
         elements.move_block(value, self, self.shape[-1], rows, cols, write=True)
@@ -304,13 +309,13 @@ class DeviceArray(NDArrayOperatorsMixin):
             call = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
             raise TypeError(f"numpy.{call}, called like this, does not run on the GPU")
         _check_operands(f"numpy.{ufunc.__name__}", (*inputs, *outs))
-        plain = [one.item() if _is_scalar_array(one) else one for one in inputs]
-        kinds = tuple(type(one) if isinstance(one, int | float) else np.asarray(one).dtype
-                      if not isinstance(one, DeviceArray) else one.dtype
-                      for one in plain)  # fmt: skip
+        # Plain numbers alone, and no subclasses such as bool, take the dtype of the arrays.
+        kinds = tuple(one.dtype if isinstance(one, DeviceArray) else type(one)
+                      if type(one) in (int, float) else np.asarray(one).dtype
+                      for one in inputs)  # fmt: skip
         *dtypes, dtype = _resolved(ufunc, kinds)
         out = _result(outs[0], inputs, dtype, ufunc.__name__)
-        elements.apply(function, out, *plain, dtypes=tuple(dtypes))
+        elements.apply(function, out, *inputs, dtypes=tuple(dtypes))
         return out
 
     def __array_function__(
@@ -323,8 +328,24 @@ class DeviceArray(NDArrayOperatorsMixin):
 
 
 @cache
+def _summed(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of sums: small integers have larger ones."""
+    summed: np.dtype[Any] = np.add.reduce(np.empty(0, dtype)).dtype
+    return summed
+
+
+@cache
 def _resolved(ufunc: np.ufunc, kinds: tuple[Any, ...]) -> tuple[np.dtype[Any], ...]:
     return ufunc.resolve_dtypes((*kinds, None))
+
+
+def _native_view(array: Any, interface: dict[str, Any]) -> Any:
+    """Return a device array of Numba of the memory of another library."""
+    enter()
+    # The default streams, legacy and per thread, are in order with ours: the driver lets kernels of
+    # the legacy one wait for those of all streams that are not non-blocking, and these for them.
+    in_order = interface.get("stream") in (None, _LEGACY_STREAM, _PER_THREAD_STREAM)
+    return cuda.as_cuda_array(array, sync=not in_order)
 
 
 def _simulated_view(array: Any, interface: dict[str, Any]) -> Any:
@@ -374,6 +395,13 @@ def _check_operands(name: str, operands: tuple[Any, ...]) -> None:
             f"operand {on_device} on the GPU, of shape {operands[on_device].shape}: send the one "
             "with numbadrop.kernels.to_device, or copy the other with to_host()"
         )
+
+
+def _check_fits(value: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what is not of this shape once it is broadcast."""
+    own = getattr(value, "shape", ())
+    if np.broadcast_shapes(own, shape) != shape:
+        raise ValueError(f"cannot assign an array of shape {own} to one of shape {shape}")
 
 
 def _result(out: Any, inputs: tuple[Any, ...], dtype: np.dtype[Any], name: str) -> DeviceArray:

@@ -7,6 +7,8 @@ again and copied, goes straight to the driver: Numba's ways take several times a
 from __future__ import annotations
 
 import math
+from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,10 @@ with needs_extra("cuda", "a GPU"):
     from numba import config, cuda
     from numba.cuda.cudadrv.error import CudaSupportError
 
-__all__ = ["SIMULATED", "STREAM", "allocate", "bindings", "call", "check", "cuda", "read", "write"]
+__all__ = [
+    "SIMULATED", "STREAM", "allocate", "bindings", "call", "check", "cuda", "enter", "read",
+    "write",
+]  # fmt: skip
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether Python threads of the host stand in for a GPU: ``NUMBA_ENABLE_CUDASIM=1``."""
@@ -30,27 +35,63 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 STREAM = bindings.CUstream(bindings.CU_STREAM_LEGACY)
 """Where all kernels and transfers take their turn, those of other libraries by default too."""
 
+_NO_MEMORY = "OUT_OF_MEMORY"
+"""What the code of such an error ends with."""
+
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 """A net is allowed to be small."""
+
+
+@cache
+def _device() -> int:
+    """Return the number of the GPU where everything lies: the one that is current at first use."""
+    device = cuda.get_current_device()
+    served, installed = call("cuDriverGetVersion") // 1000, version("cuda-bindings")
+    # It would load nothing that the packages have compiled, and say no more than a number.
+    if served < int(installed.partition(".")[0]):
+        raise DeviceError(
+            f"the GPU's driver is for CUDA {served}, but cuda-bindings {installed} is installed: "
+            'update the driver, or for one of CUDA 12 pip install "numba-cuda[cu12]"'
+        )
+    return int(device.id)
+
+
+def enter() -> None:
+    """Make that GPU the current one of a thread that has none: the driver asks for one of each.
+
+    Numba would take the first GPU, whichever the other threads work on.
+    """
+    device = _device()
+    if cuda.gpus.current is None:
+        cuda.select_device(device)
 
 
 def call(name: str, *arguments: Any) -> Any:
     """Call a function of the driver, on the current context, and return what it gives.
 
+    Where memory is missing, for arrays or for machine code, what the pool has is let go first.
+
     Raises
     ------
     DeviceError
         If it fails, or a kernel before it has.
+    DeviceMemoryError
+        If there is not enough memory.
     """
-    status, *given = getattr(bindings, name)(*arguments)
+    function = getattr(bindings, name)
+    status, *given = function(*arguments)
+    if status != 0 and status.name.endswith(_NO_MEMORY) and _pool.let_go():
+        status, *given = function(*arguments)
     check(name, status)
     return given[0] if given else None
 
 
 def check(name: str, status: Any) -> None:
-    """Raise a `DeviceError` unless the driver's function of this name has succeeded."""
+    """Raise an error unless the driver's function of this name has succeeded."""
     if status == 0:
         return
+    if status.name.endswith(_NO_MEMORY):
+        raise DeviceMemoryError(f"the GPU has no memory left: {name} failed with {status.name}")
     hint = ""
     if status.name.endswith(("NOT_INITIALIZED", "INVALID_CONTEXT", "INVALID_HANDLE")):
         hint = ": arrays and kernels stay in the process and on the GPU in which they were made"
@@ -58,7 +99,7 @@ def check(name: str, status: Any) -> None:
 
 
 def _new_block(size: int) -> int:
-    cuda.current_context()  # The driver asks for one of each thread.
+    enter()
     return int(call("cuMemAlloc", size))
 
 
@@ -110,7 +151,7 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:
         ) from error
     except Exception as error:
         # The class depends on the release of numba-cuda, the name of the code does not.
-        if "OUT_OF_MEMORY" not in str(error):
+        if _NO_MEMORY not in str(error):
             raise
         wanted = math.prod(shape) * dtype.itemsize
         raise DeviceMemoryError(
@@ -126,7 +167,7 @@ def read(address: Any, host: np.ndarray[Any, Any]) -> None:
     if SIMULATED:
         host[...] = address.copy_to_host().reshape(host.shape)
         return
-    cuda.current_context()
+    enter()
     call("cuMemcpyDtoH", address_of(host), address, host.nbytes)
 
 
@@ -137,5 +178,5 @@ def write(address: Any, host: np.ndarray[Any, Any]) -> None:
     if SIMULATED:
         address.copy_to_device(host.reshape(-1))
         return
-    cuda.current_context()
+    enter()
     call("cuMemcpyHtoD", address, address_of(host), host.nbytes)

@@ -13,7 +13,18 @@ from typing import Any
 from numbadrop.address import address_of_bytes
 from numbadrop.errors import DeviceError
 from numbadrop.kernels.cuda.cubins import load, name_of, save
-from numbadrop.kernels.cuda.driver import SIMULATED, STREAM, bindings, call, check, cuda
+from numbadrop.kernels.cuda.driver import (
+    SIMULATED,
+    STREAM,
+    bindings,
+    call,
+    check,
+    cuda,
+    enter,
+)
+
+if not SIMULATED:
+    from numba.cuda import dispatcher
 
 __all__ = ["STRIDING", "Grid", "Kernel", "grid_over", "kernel"]
 
@@ -105,6 +116,7 @@ class Kernel:
 
     def _compile(self, arguments: tuple[Any, ...]) -> tuple[Any, Struct]:
         """Return the kernel as the driver takes it, and its parameters."""
+        enter()
         made = cuda.jit(launch_bounds=self.bounds)(self.function)
         kinds = tuple(made.typeof_pyval(self.sample(one)) for one in arguments)
         capability = cuda.get_current_device().compute_capability
@@ -115,12 +127,24 @@ class Kernel:
                 return _loaded(*kept), _layout(kinds)
             except DeviceError:  # A driver that is older than the compiler was.
                 pass
-        library = made.compile(kinds)._codelibrary
-        compiled = library._entry_name, bytes(library.get_cubin().code)
+        compiled = _built(made, kinds)
         handle = _loaded(*compiled)
         if name:
             save(name, *compiled)
         return handle, _layout(kinds)
+
+
+def _built(made: Any, kinds: Any) -> tuple[str, bytes]:
+    """Return the name and the machine code of a kernel, which its own `compile` would also load."""
+    try:
+        library = dispatcher._Kernel(made.py_func, kinds, **made.targetoptions)._codelibrary
+        return library._entry_name, bytes(library.get_cubin().code)
+    except (ImportError, RuntimeError) as error:  # A library that Numba compiles with is missing.
+        reason = " ".join(str(error).split())
+        raise DeviceError(
+            f'kernels cannot be compiled: {reason} pip install "numbadrop[cuda]" brings all that '
+            "this takes"
+        ) from error
 
 
 def _loaded(entry: str, code: bytes) -> Any:
@@ -151,7 +175,7 @@ class _Parameters(threading.local):
     """Where a thread puts the parameters of the kernel that it starts next."""
 
     def __init__(self) -> None:
-        cuda.current_context()  # The driver asks for one of each thread.
+        enter()
         self.numbers = ctypes.create_string_buffer(_MOST_BYTES)
         self.size = ctypes.c_size_t()
         end, pointer, size = 0, 1, 2  # CU_LAUNCH_PARAM_...

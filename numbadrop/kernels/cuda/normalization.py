@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from numbadrop.index_set import IndexSet
 from numbadrop.kernels.cuda.array import DeviceArray
 from numbadrop.kernels.cuda.columns import for_each, sum_columns
 from numbadrop.kernels.cuda.jit import device_function
 from numbadrop.kernels.cuda.memory import load, store
+from numbadrop.kernels.cuda.operands import indices
 
-__all__ = ["batch_moments", "batch_norm", "batch_norm_gradient"]
+__all__ = ["batch_moments", "batch_norm", "batch_norm_gradient", "track_moments"]
 
 _DOUBLE = np.dtype(np.float64)
 
@@ -42,6 +44,24 @@ def _moments(dtype: np.dtype[Any]) -> Any:
         second = load(sums, units + col, np.float64) / rows
         store(mean, col, load(x, col, element) + first, np.float64)
         store(variance, col, max(second - first * first, 0.0), np.float64)
+
+    return body
+
+
+@cache
+def _tracking(dtype: np.dtype[Any]) -> Any:
+    element = dtype.type
+
+    @device_function
+    def body(operands, at, row, col):
+        running_mean, running_var, mean, variance = operands[:4]
+        gathered, units, unbiased, momentum = operands[4:]
+        own = load(units, col, np.int32) if gathered else col
+        before = (1 - momentum) * load(running_mean, own, element)
+        store(running_mean, own, before + momentum * load(mean, col, np.float64), element)
+        before = (1 - momentum) * load(running_var, own, element)
+        observed = unbiased * load(variance, col, np.float64)
+        store(running_var, own, before + momentum * observed, element)
 
     return body
 
@@ -137,6 +157,17 @@ def batch_moments(x: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
     mean, variance = DeviceArray.empty(units, _DOUBLE), DeviceArray.empty(units, _DOUBLE)
     for_each(_moments(x.dtype), float, 1, units, x, sums, rows, units, mean, variance)
     return mean, variance
+
+
+def track_moments(
+    running_mean: DeviceArray, running_var: DeviceArray, mean: DeviceArray, variance: DeviceArray,
+    units: IndexSet, *, unbiased: float, momentum: float,
+) -> None:  # fmt: skip
+    """See `numbadrop.kernels.track_moments`."""
+    for_each(
+        _tracking(running_mean.dtype), float, 1, len(units), running_mean, running_var,
+        mean, variance, not units.is_all, indices(units), unbiased, momentum,
+    )  # fmt: skip
 
 
 def batch_norm(

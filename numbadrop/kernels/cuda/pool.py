@@ -47,25 +47,23 @@ class Pool:
         self._free: defaultdict[int, list[int]] = defaultdict(list)
 
     def take(self, size: int) -> int:
-        """Return the address of a block of a `rounded` size.
-
-        Where there is no memory for it, blocks of other sizes are let go first.
-        """
+        """Return the address of a block of a `rounded` size."""
         try:  # Any thread may be between a look and a pop.
             return self._free[size].pop()
         except IndexError:
             pass
-        try:
-            return self._allocate(size)
-        except Exception:  # Of whatever class: a second failure is not caught.
-            if not any(self._free.values()):
-                raise
-        for blocks in list(self._free.values()):
-            with suppress(IndexError):  # Others take some meanwhile.
-                while True:
-                    self._release(blocks.pop())
         return self._allocate(size)
 
     def give_back(self, size: int, address: int) -> None:
         """Keep a block that nobody holds any more."""
         self._free[size].append(address)
+
+    def let_go(self) -> bool:
+        """Free the blocks that nobody holds, and return whether there were any."""
+        found = False
+        for blocks in list(self._free.values()):
+            with suppress(IndexError):  # Others take some meanwhile.
+                while True:
+                    self._release(blocks.pop())
+                    found = True
+        return found

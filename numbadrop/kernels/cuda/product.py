@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbadrop.kernels.cuda.array import DeviceArray
-from numbadrop.kernels.cuda.driver import SIMULATED, cuda
+from numbadrop.kernels.cuda.driver import SIMULATED, cuda, enter
 from numbadrop.kernels.cuda.gather import PADDING, Layout, Operand, loader, place
 from numbadrop.kernels.cuda.jit import ALIGNMENT, device_function
 from numbadrop.kernels.cuda.launch import STRIDING, Grid, grid_over, kernel
@@ -243,7 +243,10 @@ def _summing_kernel(dtype: np.dtype[Any], biases_gathered: bool, ending: Ending)
 
 @cache
 def _multiprocessors() -> int:
-    return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+    if SIMULATED:
+        return 1
+    enter()
+    return int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
 
 
 def _cycles(tile: Tile, shares: int, rows: int, cols: int, depth: int, itemsize: int) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbadrop.address import address_of
-from numbadrop.kernels.cuda.driver import SIMULATED, STREAM, bindings, call, cuda, write
+from numbadrop.kernels.cuda.driver import SIMULATED, STREAM, bindings, call, cuda, enter, write
 
 __all__ = ["send"]
 
@@ -35,7 +35,6 @@ class _Staging:
     """The pages of a thread: each has its own, so that none waits for another."""
 
     def __init__(self) -> None:
-        cuda.current_context()  # The driver asks for one of each thread.
         self.pages: list[_Page] = []
         self.before = call("cuEventCreate", 0)
         """That what was started before is over."""
@@ -45,14 +44,6 @@ class _Staging:
             memory = cuda.pinned_array(_PAGE, np.uint8)
             self.pages.append(_Page(memory, call("cuEventCreate", 0)))
         self.page, self.used = self.pages[0], 0
-
-    def __del__(self, driver: Any = bindings, stream: Any = STREAM) -> None:
-        # The thread has ended, its last transfers may be under way. Errors are those of a process
-        # that ends, in which a module's own names may be gone.
-        driver.cuStreamSynchronize(stream)
-        driver.cuStreamDestroy(self.beside)
-        for event in (self.before, *(page.sent for page in self.pages)):
-            driver.cuEventDestroy(event)
 
     def take(self, nbytes: int) -> int:
         """Return the address of pinned memory that nothing reads any more."""
@@ -69,12 +60,31 @@ class _Staging:
 
 
 _own = threading.local()
+_idle: list[_Staging] = []
+"""Those of threads that have ended, for new ones: `fit` has one in each epoch."""
+
+
+class _Loan:
+    """What a thread holds as long as it lives."""
+
+    def __init__(self) -> None:
+        enter()
+        self.idle = _idle
+        try:  # Another thread may be between a look and a pop.
+            self.staging = _idle.pop()
+        except IndexError:
+            self.staging = _Staging()
+
+    def __del__(self) -> None:
+        # Transfers of the thread may be under way: the events of the pages know.
+        if hasattr(self, "staging"):
+            self.idle.append(self.staging)
 
 
 def _staging() -> _Staging:
-    if not hasattr(_own, "staging"):
-        _own.staging = _Staging()
-    staging: _Staging = _own.staging
+    if not hasattr(_own, "loan"):
+        _own.loan = _Loan()
+    staging: _Staging = _own.loan.staging
     return staging
 
 

@@ -118,6 +118,8 @@ def update_blocks(updates: Sequence[Update]) -> None:
             # All as floats: a kernel is compiled once for the types of these numbers.
             rule = type(one.rule)(*map(float, one.rule))
             together[type(rule), rule, one.value.dtype].append(one)
+    # Index sets are sent first, for which there may be no memory: then no parameter has changed.
+    starts = []
     for (hyper, rule, dtype), chosen in together.items():
         for first in range(0, len(chosen), _MOST):
             blocks, start = [], 0
@@ -132,4 +134,6 @@ def update_blocks(updates: Sequence[Update]) -> None:
                 ))  # fmt: skip
                 start += across * down
             run = _update_kernel(hyper, dtype, len(blocks))
-            run((start, 1, 1), rule, tuple(blocks))
+            starts.append((run, (start, 1, 1), rule, tuple(blocks)))
+    for run, *arguments in starts:
+        run(*arguments)
