@@ -288,6 +288,13 @@ def test_weights_beyond_32_bits_are_refused() -> None:
         convolution._depth((0, 8), 2**26, None, 4)
 
 
+def test_no_gradient_passes_where_nothing_does() -> None:
+    g, y = np.full((2, 3), np.inf), np.array([[0.0, 1.0, -1.0]] * 2)
+    h, sums = elementwise.rectifier_gradient(device(g), device(y), slope=0.0, scale=1.0)
+    np.testing.assert_array_equal(h.to_host(), [[0, np.inf, 0]] * 2)
+    np.testing.assert_array_equal(sums.to_host(), [0, np.inf, 0])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(5, 3), (0, 3), (300, 1), (4, 0)])
 @pytest.mark.parametrize("factors", [(0.0, 2.0), (1.0, 1.0), (0.25, 1.0)])

@@ -24,7 +24,9 @@ def _gradient(dtype: np.dtype[Any]) -> Any:
     @device_function
     def body(operands, at, row, col):
         g, y, h, positive, other = operands
-        value = load(g, at, element) * (positive if load(y, at, element) > 0 else other)
+        factor = positive if load(y, at, element) > 0 else other
+        # Where nothing passes, infinity does not either: times zero it would be NaN.
+        value = load(g, at, element) * factor if factor != 0 else factor
         store(h, at, value, element)
         return (value,)
 
