@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from numbadrop.errors import UnsupportedError
 
 __all__ = [
-    "DATA", "DESCR", "FLAGS", "SHAPE", "STRIDES", "address_of", "address_of_bytes",
+    "DATA", "DESCR", "FLAGS", "NDIM", "SHAPE", "STRIDES", "address_of", "address_of_bytes",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -26,6 +26,8 @@ DATA = object.__basicsize__
 """Bytes from the beginning of an array's structure, its `id`, to the address of its elements."""
 SHAPE, STRIDES = DATA + 16, DATA + 24
 """To the addresses of its lengths and of its strides, one word for each axis."""
+NDIM = DATA + 8
+"""To the number of axes, half a word."""
 DESCR = DATA + 40
 """To the `id` of its dtype."""
 FLAGS = DATA + 48
@@ -57,6 +59,7 @@ def _try_layout() -> None:
         address_of(array) != array.ctypes.data
         or words(SHAPE) != list(array.shape)
         or words(STRIDES) != list(array.strides)
+        or ctypes.c_int32.from_address(id(array) + NDIM).value != array.ndim
         or _word(id(array) + DESCR).value != id(array.dtype)
         or ctypes.c_int32.from_address(id(array) + FLAGS).value != array.flags.num
         or ctypes.string_at(address_of_bytes(data), len(data)) != data

@@ -113,6 +113,8 @@ class IndexSet:
         Whether every unit is in the set.
     address : int
         What kernels read the set by: the address of `indices`, or 0 where `is_all`.
+    words : tuple of int
+        `address`, the number of units in the set, and `size`.
     resident : object or None
         What the kernels of a GPU read the set by, once it has been sent there.
 
@@ -132,12 +134,13 @@ class IndexSet:
     IndexSet.all(3)
     """
 
-    __slots__ = ("_hash", "address", "indices", "is_all", "resident", "size")
+    __slots__ = ("_hash", "address", "indices", "is_all", "resident", "size", "words")
 
     indices: Indices
     size: int
     is_all: bool
     address: int
+    words: tuple[int, int, int]
     resident: Any
     _hash: int | None
 
@@ -149,9 +152,11 @@ class IndexSet:
         indices.flags.writeable = False
         object.__setattr__(self, "indices", indices)
         object.__setattr__(self, "size", size)
-        object.__setattr__(self, "is_all", len(indices) == size)
-        address = 0 if self.is_all else address_of(indices)
+        count = len(indices)
+        address = 0 if count == size else address_of(indices)
+        object.__setattr__(self, "is_all", count == size)
         object.__setattr__(self, "address", address)
+        object.__setattr__(self, "words", (address, count, size))
         object.__setattr__(self, "resident", None)
         object.__setattr__(self, "_hash", None)
 

@@ -49,7 +49,7 @@ def test_bytes():
     assert ctypes.string_at(address_of_bytes(data), len(data)) == data
 
 
-@pytest.mark.parametrize("name", ["DATA", "DESCR", "FLAGS", "SHAPE", "STRIDES", "_BYTES"])
+@pytest.mark.parametrize("name", ["DATA", "DESCR", "FLAGS", "NDIM", "SHAPE", "STRIDES", "_BYTES"])
 def test_another_layout_is_refused_when_the_package_is_imported(name, monkeypatch):
     # A place within the structure where something else lies.
     wrong = {"DATA": 8, "DESCR": address.STRIDES, "_BYTES": 0}

@@ -71,7 +71,7 @@ def test_a_usual_call_asks_nothing_in_python(name, dtype, gathers, given_out, mo
 def reaching_into(array, other):
     """Return an array of this shape whose last element is the other's first."""
     memory = np.zeros(array.size + other.size, array.dtype)
-    moved = memory[array.size - 1 :][: other.size].reshape(other.shape)
+    moved = memory[max(array.size - 1, 0) :][: other.size].reshape(other.shape)
     moved[...] = other
     return memory[: array.size].reshape(array.shape), moved
 

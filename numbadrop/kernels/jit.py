@@ -23,7 +23,7 @@ from numba.core.ccallback import CFunc
 from numba.core.runtime import rtsys
 from numba.core.sigutils import normalize_signature
 
-from numbadrop.address import DATA, DESCR, FLAGS, SHAPE, STRIDES
+from numbadrop.address import DATA, DESCR, FLAGS, NDIM, SHAPE, STRIDES
 from numbadrop.errors import UnsupportedError
 
 __all__ = [
@@ -91,7 +91,7 @@ def sources_stamp() -> str | None:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.read_bytes())
-    digest.update(repr((DATA, DESCR, FLAGS, SHAPE, STRIDES)).encode())
+    digest.update(repr((DATA, DESCR, FLAGS, NDIM, SHAPE, STRIDES)).encode())
     return digest.hexdigest()
 
 

@@ -113,11 +113,12 @@ def _copy_register(typingctx: Any, target: Any, source: Any) -> Any:
 def workspace(address):
     """Lay out the workspace in `WORKSPACE_BYTES` at `address`.
 
-    Zeros, because what stands behind the last column is multiplied too (and thrown away): arbitrary
-    bytes can be denormal numbers, which some CPUs multiply a hundred times slower.
+    Zeros in the square, because what stands behind the last column is multiplied too (and thrown
+    away): arbitrary bytes can be denormal numbers, which some CPUs multiply a hundred times slower.
     """
-    clear_bytes(address, WORKSPACE_BYTES)
-    return Workspace(windows(address, MOST_UNITS), address + windows_bytes(MOST_UNITS))
+    square = address + windows_bytes(MOST_UNITS)
+    clear_bytes(square, _SQUARE_BYTES)
+    return Workspace(windows(address, MOST_UNITS), square)
 
 
 @inlined

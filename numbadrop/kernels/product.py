@@ -60,6 +60,9 @@ __all__ = ["Product", "Strided", "multiply", "multiply_part"]
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
 _TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
 """Of the largest register tile."""
+_STACK_BYTES = 1 << 15
+"""Most bytes of packed operands that lie on the stack: to allocate memory takes a tenth of the time
+of a small product."""
 _NEAR_BYTES, _NEAR_SUM_BYTES = 1 << 20, 1 << 22
 """Most bytes of a B, and of a C that is added to, which are not prefetched: where a core's own
 cache holds its share, that takes longer than what it saves."""
@@ -277,7 +280,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
     c_far = scatter and c.cols.stride == size and _bytes_of_all(alpha, c) > _NEAR_SUM_BYTES
 
     work = workspace(stack_memory(WORKSPACE_BYTES))
-    work_ahead = workspace(stack_memory(WORKSPACE_BYTES))
+    memory_ahead = stack_memory(WORKSPACE_BYTES)
+    work_ahead = workspace(memory_ahead) if packs_ahead else work
     requests = stack_memory(REQUESTS_BYTES)
     edge, bias = stack_memory(_TILE_BYTES), stack_memory(_ROW_BYTES)
     clear_bytes(bias, _ROW_BYTES)
@@ -296,8 +300,11 @@ def multiply(product, i_first, i_last, j_first, j_last):
     if by_dots:
         panel_bytes = dot_bytes(alpha, dot_pitch(alpha, block))
     ahead_bytes = panel_bytes if packs_ahead else 0
-    memory = np.empty(CACHE_LINE + panel_bytes + ahead_bytes + strips.size, np.uint8)
-    panels = align(address_in(memory), CACHE_LINE)
+    needed = panel_bytes + ahead_bytes + strips.size
+    panels = stack_memory(_STACK_BYTES)
+    if needed > _STACK_BYTES:
+        memory = np.empty(CACHE_LINE + needed, np.uint8)
+        panels = align(address_in(memory), CACHE_LINE)
     packed_strips = panels + panel_bytes + ahead_bytes
 
     # Loop 1: rows of A and C, a group at a time.
@@ -379,7 +386,8 @@ def multiply(product, i_first, i_last, j_first, j_last):
                             alpha, panels + (number + 1) % 2 * ahead_bytes, b, following,
                             b_prefetching, t, work_ahead,
                         )  # fmt: skip
-    keep_alive(memory)
+    if needed > _STACK_BYTES:
+        keep_alive(memory)
 
 
 @inner
@@ -437,7 +445,7 @@ def multiply_part(task, part, parts):
     )  # fmt: skip
     wide = lanes(epilogue.scale)
     vectors = (cols + wide - 1) // wide
-    across_rows = _parts_across_rows(epilogue.scale, product, cols, parts)
+    across_rows = 1 if parts == 1 else _parts_across_rows(epilogue.scale, product, cols, parts)
     across_cols = parts // across_rows
     row = part // across_cols
     col = part % across_cols

@@ -16,7 +16,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from numbadrop.address import DESCR, FLAGS, address_of
+from numbadrop.address import DESCR, FLAGS, NDIM, address_of
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import LARGEST_FACTOR, SMALLEST_SCALE, Units
 from numbadrop.kernels.elements import bytes_of
@@ -48,10 +48,11 @@ _WORDS = 10
 _OPERAND, _BIAS, _RESULT = 0x100, 0x101, 0x501
 """The flags of NumPy's that an array must have: aligned 0x100, dense 0x1, writeable 0x400."""
 _TASK_BYTES = 8 * (2 + _WORDS)
+_HALF_WORD = (1 << 32) - 1
 _UNUSUAL = -2
 """Nothing has been done: the operands have to be looked at."""
 _EVERY = (0, -1, -1)
-"""All units, in place of a set's address, length and size."""
+"""All units, in place of a set's `words`."""
 
 
 class _Seen(NamedTuple):
@@ -70,9 +71,13 @@ class _Seen(NamedTuple):
 
 
 @inner
-def _is(array, descr, flags):
-    """Whether the array with this `id` has this dtype, and these flags."""
-    return (load_index(array + DESCR, 0) == descr) & (load_index(array + FLAGS, 0) & flags == flags)
+def _is(array, ndim, descr, flags):
+    """Whether the array with this `id` has so many axes, this dtype, and these flags."""
+    return (
+        (load_index(array + NDIM, 0) & _HALF_WORD == ndim)
+        & (load_index(array + DESCR, 0) == descr)
+        & (load_index(array + FLAGS, 0) & flags == flags)
+    )
 
 
 @inner
@@ -95,6 +100,8 @@ def _multiply(
     The type of the factors is that of the elements.
     """
     size = bytes_of(scale)
+    if not (_is(a, 2, descr, _OPERAND) & _is(b, 2, descr, _OPERAND) & _is(c, 2, descr, _RESULT)):
+        return _UNUSUAL
     x, y, z = _see(a, size), _see(b, size), _see(c, size)
     # The axes that the sets are of, and how many of their units the operands have.
     if scatter:
@@ -107,14 +114,15 @@ def _multiply(
     fits &= (work > 0) & (z.step == size)
     fits &= (x.end <= z.begin) | (x.begin >= z.end)
     fits &= (y.end <= z.begin) | (y.begin >= z.end)
-    fits &= _is(a, descr, _OPERAND) & _is(b, descr, _OPERAND) & _is(c, descr, _RESULT)
     # What was rounded to a limit may lie beyond it; NaN is not less than anything.
     fits &= (slope >= 0) & (slope < LARGEST_FACTOR) & (abs(scale) < LARGEST_FACTOR)
     fits &= (scatter != 0) | (scale > SMALLEST_SCALE)
     biases = 0
     if bias != 0:
+        if not _is(bias, 1, descr, _BIAS):
+            return _UNUSUAL
         biases = array_data(bias)
-        fits &= _is(bias, descr, _BIAS) & (array_length(bias, 0) == axes[1])
+        fits &= array_length(bias, 0) == axes[1]
         fits &= (biases + axes[1] * size <= z.begin) | (biases >= z.end)
     if not fits:
         return _UNUSUAL
@@ -190,25 +198,24 @@ def run_usual_product(
     """
     if not (
         type(a) is type(b) is np.ndarray
-        and a.ndim == b.ndim == 2
         and (rows is None or type(rows) is IndexSet)
         and (cols is None or type(cols) is IndexSet)
-        and (bias is None or (type(bias) is np.ndarray and bias.ndim == 1))
+        and (bias is None or type(bias) is np.ndarray)
         and type(slope) is type(scale) is float
     ):
         return None
     native = native_door(b.dtype)
     if native is None:
         return None
-    row_words = _EVERY if rows is None else (rows.address, len(rows.indices), rows.size)
-    col_words = _EVERY if cols is None else (cols.address, len(cols.indices), cols.size)
-    if c is None and not scatter:
-        c = empty_host((len(a), b.shape[1] if cols is None else col_words[1]), b.dtype)
-    if type(c) is not np.ndarray or c.ndim != 2:
+    if c is None and a.ndim == b.ndim == 2 and not scatter:
+        width = b.shape[1] if cols is None else len(cols.indices)
+        c = empty_host((len(a), width), b.dtype)
+    if type(c) is not np.ndarray:
         return None
     crew, shared = crew_memory()
     failed = native.multiply(
-        native.kernel, native.descr, id(a), id(b), id(c), *row_words, *col_words,
+        native.kernel, native.descr, id(a), id(b), id(c),
+        *(_EVERY if rows is None else rows.words), *(_EVERY if cols is None else cols.words),
         0 if bias is None else id(bias), slope, scale, scatter, shared,
     )  # fmt: skip
     del crew  # which had to live until here
