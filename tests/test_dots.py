@@ -15,10 +15,23 @@ from test_tile import blocks_for, table
 
 from numbadrop import kernels
 from numbadrop.kernels import dots, elements, reference
-from numbadrop.kernels.dots import dot_rows, dot_tile
+from numbadrop.kernels.dots import dot_rows, dot_tile, most_columns
 from numbadrop.kernels.elements import MACHINE
 
-every_number = pytest.mark.parametrize("columns", range(1, dots._MOST_COLUMNS + 1))
+
+def numbers(machine, itemsize):
+    """Return all numbers of columns for which a machine has a tile."""
+    return range(1, most_columns.py_func(machine.vector_bytes // itemsize) + 1)
+
+
+VARIANTS = [
+    (dtype, columns) for dtype in DTYPES for columns in numbers(MACHINE, np.dtype(dtype).itemsize)
+]
+OTHERS = [
+    (elements._NEON, "aarch64-unknown-linux-gnu", "apple-m1", "fmla", r"\[sp"),
+    (elements._AVX2, "x86_64-unknown-linux-gnu", "haswell", "vfmadd", r"\(%rsp"),
+    (elements._AVX512, "x86_64-unknown-linux-gnu", "skylake-avx512", "vfmadd", r"\(%rsp"),
+]
 
 
 @numba.njit
@@ -28,8 +41,7 @@ def run_tile(
     dot_tile(alpha, rows, columns, runs, run_starts, depth, a, b, b_column, c, accumulate)
 
 
-@every_number
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "columns"), VARIANTS)
 def test_every_variant(dtype, columns):
     rng = np.random.default_rng(0)
     lanes = MACHINE.vector_bytes // np.dtype(dtype).itemsize
@@ -59,14 +71,13 @@ def test_every_variant(dtype, columns):
         np.testing.assert_array_equal(around, expected, f"{rows=}, {depth=}, {runs=}")
 
 
-@every_number
-@pytest.mark.parametrize("element", [types.float32, types.float64], ids=str)
 @pytest.mark.parametrize(
-    ("machine", "triple", "cpu", "multiply_add", "memory"),
+    ("machine", "triple", "cpu", "multiply_add", "memory", "element", "columns"),
     [
-        (elements._NEON, "aarch64-unknown-linux-gnu", "apple-m1", "fmla", r"\[sp"),
-        (elements._AVX2, "x86_64-unknown-linux-gnu", "haswell", "vfmadd", r"\(%rsp"),
-        (elements._AVX512, "x86_64-unknown-linux-gnu", "skylake-avx512", "vfmadd", r"\(%rsp"),
+        (*other, element, columns)
+        for other in OTHERS
+        for element in (types.float32, types.float64)
+        for columns in numbers(other[0], element.bitwidth // 8)
     ],
 )
 def test_the_inner_loop_of_other_machines(
@@ -92,7 +103,7 @@ def test_the_inner_loop_of_other_machines(
 
 
 # Few and many rows, one and several blocks of the depth, and a tail of each.
-@every_number
+@pytest.mark.parametrize("columns", numbers(MACHINE, 4))
 @pytest.mark.parametrize(("rows", "depth"), [(5, 600), (64, 33), (71, 530)])
 @pytest.mark.parametrize("layout", ["C", "F", "padded", "reversed", "spread"])
 def test_products(rows, depth, columns, layout):
@@ -118,7 +129,7 @@ def test_any_number_of_threads_gives_the_same_bits():
     rng = np.random.default_rng(0)
     lanes = MACHINE.vector_bytes // 4
     x = rng.standard_normal((300, 700), np.float32)
-    weights = [rng.standard_normal((700, n), np.float32) for n in (2, 4, lanes + 2)]
+    weights = [rng.standard_normal((700, n), np.float32) for n in (2, 4, lanes + 2, 7)]
     # So few rows that columns are cut, and rows of which a share is too few to transpose columns.
     products = [(x, w) for w in weights]
     products += [(x[:16], np.asfortranarray(weights[2])), (x[:100], weights[1])]

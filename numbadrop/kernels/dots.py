@@ -5,8 +5,8 @@ with a register of partial sums for each of them, whose lanes are elements of th
 where it lies, dense along its depth, and B is packed a column after the other. Rows of A and C may
 lie anywhere, and so may runs of the depth of A, as for the `register_tile`.
 
-Every number of columns from 1 to `_MOST_COLUMNS` is a function of its own, of the height that fills
-the registers: what has fewer rows computes its last one again, and does not write it.
+Every number of columns, from 1 to `most_columns`, is a function of its own, of the height that
+fills the registers: what has fewer rows computes its last one again, and does not write it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from numbadrop.kernels.elements import MACHINE, bytes_of, itemsize, lanes, vecto
 from numbadrop.kernels.jit import inlined
 from numbadrop.kernels.memory import align, call_case, few_turns, first_lanes, masked_load, pointer
 
-__all__ = ["dot_bytes", "dot_pitch", "dot_rows", "dot_tile", "dots_pay"]
+__all__ = ["dot_bytes", "dot_pitch", "dot_rows", "dot_tile", "dots_pay", "most_columns"]
 
 _MOST_COLUMNS = 4
-"""Of the tile. More than these fill a register of columns better."""
+"""Of the tile, where registers are short."""
 _LEAST_REGISTERS = 2
 """Of depth: to add up the lanes of sums, at the end, takes as long as some of them."""
 _I64 = ir.IntType(64)
@@ -32,9 +32,19 @@ _POINTER = ir.PointerType()
 
 
 @inlined
+def most_columns(wide):
+    """Return how many columns the tile has at most, of registers of so many lanes.
+
+    More of them fill a register of columns better.
+    """
+    return max(_MOST_COLUMNS, wide // 2)
+
+
+@inlined
 def dots_pay(alpha, depth, columns):
     """Whether so few columns are computed in less time than by the register tile."""
-    return columns <= _MOST_COLUMNS and depth >= _LEAST_REGISTERS * lanes(alpha)
+    wide = lanes(alpha)
+    return columns <= most_columns(wide) and depth >= _LEAST_REGISTERS * wide
 
 
 @inlined
@@ -55,7 +65,8 @@ def dot_pitch(alpha, depth):
 @inlined
 def dot_bytes(alpha, pitch):
     """Return the size of the memory for packed columns, and what packing may overwrite."""
-    return (_MOST_COLUMNS + lanes(alpha)) * pitch + MACHINE.vector_bytes
+    wide = lanes(alpha)
+    return (most_columns(wide) + wide) * pitch + MACHINE.vector_bytes
 
 
 def _dots_function(module: ir.Module, element: types.Float, columns: int) -> ir.Function:
@@ -176,7 +187,7 @@ def dot_tile(
         ]  # fmt: skip
         cases = {
             number: _dots_function(builder.module, alpha, number)
-            for number in range(1, _MOST_COLUMNS + 1)
+            for number in range(1, most_columns.py_func(vector_type(alpha).count) + 1)
         }
         call_case(builder, columns, cases, arguments)
         return context.get_dummy_value()
