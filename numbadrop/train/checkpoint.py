@@ -61,6 +61,19 @@ class Checkpoint:
         What made the run, for whoever wants to build its model again. JSON.
     source : str
         The file, for error messages.
+
+    Examples
+    --------
+    >>> from numbadrop.nn import Linear
+    >>> from numbadrop.optim import SGD
+    >>> model = Linear(2, 1).seed(0)
+    >>> optimizer = SGD(model.parameters(), lr=0.1)
+    >>> then = Checkpoint.capture(model, optimizer, progress={}, config={})
+    >>> drawn = model.rng.random()
+    >>> model.weight.value[...] = np.nan
+    >>> then.restore(model, optimizer)
+    >>> bool(np.isnan(model.weight.value).any()), model.rng.random() == drawn
+    (False, True)
     """
 
     model: Mapping[str, Array]

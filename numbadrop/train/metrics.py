@@ -125,6 +125,16 @@ def _line(metrics: EpochMetrics) -> bytes:
 
 
 def read_metrics(path: str | Path) -> list[EpochMetrics]:
-    """Return the epochs in a ``metrics.jsonl`` file."""
+    """Return the epochs in a ``metrics.jsonl`` file.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "metrics.jsonl")
+    ...     write_metrics(path, [EpochMetrics(1, 0.7, 0.4, 0.3, 60.0, 4.5)])
+    ...     read_metrics(path)[-1].test_error
+    0.3
+    """
     with Path(path).open(encoding="utf-8") as file:
         return [EpochMetrics(**json.loads(line)) for line in file]
