@@ -150,6 +150,17 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     ------
     MissingExtraError
         If safetensors is not installed.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import pytest
+    >>> _ = pytest.importorskip("safetensors")
+    >>> state = Checkpoint({"weight": np.ones(2)}, {}, [], progress={"epoch": 3}, config={})
+    >>> with TemporaryDirectory() as folder:
+    ...     save_checkpoint(Path(folder, "run.safetensors"), state)
+    ...     load_checkpoint(Path(folder, "run.safetensors")).progress
+    {'epoch': 3}
     """
     with needs_extra("train", "writing a checkpoint"):
         from safetensors.numpy import save
@@ -186,6 +197,20 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         If the file does not exist, is truncated or damaged, or is no checkpoint of this format.
     MissingExtraError
         If safetensors is not installed.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import pytest
+    >>> from numbadrop.nn import Linear
+    >>> _ = pytest.importorskip("safetensors")
+    >>> state = Checkpoint({"weight": np.ones((1, 2), np.float32)}, {}, [], progress={}, config={})
+    >>> model = Linear(1, 2, bias=False)
+    >>> with TemporaryDirectory() as folder:
+    ...     save_checkpoint(Path(folder, "run.safetensors"), state)
+    ...     load_checkpoint(Path(folder, "run.safetensors")).restore_model(model)
+    >>> model.weight.value
+    array([[1., 1.]], dtype=float32)
     """
     with needs_extra("train", "reading a checkpoint"):
         from safetensors import SafetensorError, safe_open
