@@ -288,7 +288,21 @@ def _walk(start: Variable, gradient: Gradient) -> None:
 
 
 class Primitive:
-    """A NumPy function that the tape can follow; see `primitive`."""
+    """A NumPy function that the tape can follow; see `primitive`.
+
+    Examples
+    --------
+    >>> @primitive
+    ... def power(x, n):
+    ...     return x**n
+    >>> @power.gradient("x")
+    ... def _(g, out, x, n):
+    ...     return g * n * x ** (n - 1)
+    >>> x = Variable(2.0, requires_grad=True)
+    >>> power(x, n=3).backward()
+    >>> x.grad
+    array(12.)
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         update_wrapper(self, function)
@@ -394,7 +408,16 @@ def _as_of(argument: Array, g: Array) -> Array:
 
 @primitive
 def add(a: Array, b: Array) -> Array:
-    """Return a + b, with NumPy's broadcasting."""
+    """Return a + b, with NumPy's broadcasting.
+
+    Examples
+    --------
+    >>> b = Variable([1.0, 2.0], requires_grad=True)
+    >>> y = add(np.array([[10.0], [20.0], [30.0]]), b)
+    >>> y.backward(np.ones((3, 2)))
+    >>> b.grad
+    array([3., 3.])
+    """
     return a + b
 
 
@@ -410,7 +433,15 @@ def _(g: Array, out: Array, a: Array, b: Array) -> Array:
 
 @primitive
 def subtract(a: Array, b: Array) -> Array:
-    """Return a - b, with NumPy's broadcasting."""
+    """Return a - b, with NumPy's broadcasting.
+
+    Examples
+    --------
+    >>> a, b = Variable(5.0, requires_grad=True), Variable(3.0, requires_grad=True)
+    >>> subtract(a, b).backward()
+    >>> a.grad, b.grad
+    (array(1.), array(-1.))
+    """
     return a - b
 
 
@@ -426,7 +457,15 @@ def _(g: Array, out: Array, a: Array, b: Array) -> Array:
 
 @primitive
 def multiply(a: Array, b: Array) -> Array:
-    """Return a * b elementwise, with NumPy's broadcasting."""
+    """Return a * b elementwise, with NumPy's broadcasting.
+
+    Examples
+    --------
+    >>> a, b = Variable(5.0, requires_grad=True), Variable(3.0, requires_grad=True)
+    >>> multiply(a, b).backward()
+    >>> a.grad, b.grad
+    (array(3.), array(5.))
+    """
     return a * b
 
 
@@ -442,7 +481,14 @@ def _(g: Array, out: Array, a: Array, b: Array) -> Array:
 
 @primitive
 def negative(a: Array) -> Array:
-    """Return -a."""
+    """Return -a.
+
+    Examples
+    --------
+    >>> a = Variable([1.0, -2.0], requires_grad=True)
+    >>> negative(a).value
+    array([-1.,  2.])
+    """
     return -a
 
 

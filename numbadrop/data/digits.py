@@ -33,6 +33,12 @@ def load_digits() -> Dataset:
     -----
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
     Learning Repository, 1998; scikit-learn ships its test part.
+
+    Examples
+    --------
+    >>> data = load_digits()
+    >>> len(data.train_inputs) + len(data.test_inputs), data.features, data.classes
+    (1797, 64, 10)
     """
     pixels_and_label = _table()
     inputs = (pixels_and_label[:, :-1] / 16).astype(np.float32)

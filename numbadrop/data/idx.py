@@ -52,6 +52,15 @@ def read_idx(path: str | Path) -> Array:
         If the file is not an IDX file, or is longer or shorter than its header says.
     OSError
         If the file cannot be opened.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "labels-idx1-ubyte")
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 2, 1]))
+    ...     read_idx(path)
+    array([7, 2, 1], dtype=uint8)
     """
     path = Path(path)
     content = path.read_bytes()

@@ -336,7 +336,16 @@ _is_under_way = False
 
 
 def get_num_threads() -> int:
-    """Return how many threads a kernel uses, the caller's among them."""
+    """Return how many threads a kernel uses, the caller's among them.
+
+    Examples
+    --------
+    >>> former = get_num_threads()
+    >>> set_num_threads(1)
+    >>> get_num_threads()
+    1
+    >>> set_num_threads(former)
+    """
     return _threads
 
 
@@ -357,6 +366,17 @@ def set_num_threads(threads: int) -> None:
         If `threads` is not an integer.
     ValueError
         If `threads` is not in [1, 4095].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.kernels import matmul_at
+    >>> x = np.random.default_rng(0).random((500, 500))
+    >>> former, product = get_num_threads(), matmul_at(x, x)
+    >>> set_num_threads(1)
+    >>> bool((matmul_at(x, x) == product).all())
+    True
+    >>> set_num_threads(former)
     """
     global _crew, _threads
     try:

@@ -111,6 +111,21 @@ def element_rule(hyper: type, slots: int) -> Callable[[Function], Function]:
     ------
     ValueError
         If `slots` is none of these, or the class has another rule already.
+
+    Examples
+    --------
+    >>> from typing import NamedTuple
+    >>> import numpy as np
+    >>> from numbadrop.kernels import element_rule, update_block
+    >>> class SignRule(NamedTuple):
+    ...     lr: float
+    >>> @element_rule(SignRule, slots=0)
+    ... def sign(rule, w, slots, j, g):
+    ...     w[j] = w[j] - rule.lr * np.sign(g)
+    >>> w = np.zeros(3)
+    >>> update_block(SignRule(lr=0.5), w, np.empty((0, 3)), np.array([-7.0, 2.0]), cols=[0, 2])
+    >>> w
+    array([ 0.5,  0. , -0.5])
     """
     if slots not in (0, 1, 2):
         raise ValueError(f"slots must be 0, 1 or 2, got {slots}")
@@ -302,6 +317,17 @@ class BlockUpdate:
     ------
     TypeError, ValueError
         As `update_block`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.optim.rules import SGDRule
+    >>> w = np.zeros(3)
+    >>> update = BlockUpdate(SGDRule, w, np.empty((0, 3)))
+    >>> for lr, cols in ((1.0, [0, 1]), (0.5, [1, 2])):
+    ...     update(SGDRule(lr, decay=0.0), np.ones(2), cols=cols)
+    >>> w
+    array([-1. , -1.5, -0.5])
     """
 
     __slots__ = ("_matrix", "hyper", "slots", "value")
@@ -412,6 +438,16 @@ def update_block(
     See Also
     --------
     BlockUpdate : The same for many steps of one parameter.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.optim.rules import SGDRule
+    >>> w, no_slots = np.ones((2, 3)), np.empty((0, 2, 3))
+    >>> update_block(SGDRule(lr=0.5, decay=0.0), w, no_slots, np.array([[2.0, 4.0]]), [1], [0, 2])
+    >>> w
+    array([[ 1.,  1.,  1.],
+           [ 0.,  1., -1.]])
     """
     BlockUpdate(type(rule), value, slots)(rule, grad, rows, cols)
 
@@ -428,6 +464,17 @@ def update_blocks(updates: Sequence[Update]) -> None:
     ------
     ValueError
         If one value occurs twice on a GPU. Nothing has been changed then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.optim.rules import SGDRule
+    >>> w, b, rule = np.ones((2, 2)), np.ones(2), SGDRule(lr=0.5, decay=0.0)
+    >>> of_w, of_b = (BlockUpdate(SGDRule, p, np.empty((0, *p.shape))) for p in (w, b))
+    >>> update_blocks([of_w.check(rule, np.ones((1, 1)), [0], [1]), of_b.check(rule, np.ones(2))])
+    >>> w, b
+    (array([[1. , 0.5],
+           [1. , 1. ]]), array([0.5, 0.5]))
     """
     on_gpu = [update for update in updates if update.task is None]
     if len({id(update.value) for update in on_gpu}) < len(on_gpu):

@@ -26,7 +26,13 @@ class _Elementwise(Module):
 
 
 class ReLU(_Elementwise):
-    """Return max(x, 0)."""
+    """Return max(x, 0).
+
+    Examples
+    --------
+    >>> ReLU()(np.array([[-3.0, 2.0]])).value
+    array([[0., 2.]])
+    """
 
     def _function(self, values: Variable) -> Variable:
         return ops.relu(values)
@@ -38,6 +44,11 @@ class LeakyReLU(_Elementwise):
     Parameters
     ----------
     negative_slope : float
+
+    Examples
+    --------
+    >>> LeakyReLU(0.25)(np.array([[-4.0, 2.0]])).value
+    array([[-1.,  2.]])
     """
 
     def __init__(self, negative_slope: float = 0.01) -> None:
@@ -50,7 +61,13 @@ class LeakyReLU(_Elementwise):
 
 
 class Tanh(_Elementwise):
-    """Return the hyperbolic tangent of x."""
+    """Return the hyperbolic tangent of x.
+
+    Examples
+    --------
+    >>> Tanh()(np.array([[-1000.0, 0.0, 1000.0]])).value
+    array([[-1.,  0.,  1.]])
+    """
 
     def _function(self, values: Variable) -> Variable:
         return ops.tanh(values)
@@ -61,6 +78,12 @@ class Sigmoid(_Elementwise):
 
     A unit dropped before this layer stays absent and so feeds nothing forward, where a mask of
     zeros would make it 1/2.
+
+    Examples
+    --------
+    >>> x = Activation.of(np.array([[0.0, 7.0]])).take(IndexSet([0], 2))
+    >>> Sigmoid()(x).dense()
+    array([[0.5, 0. ]])
     """
 
     def _function(self, values: Variable) -> Variable:

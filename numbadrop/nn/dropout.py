@@ -48,6 +48,13 @@ class Dropout(_Dropping):
     ----------
     N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
     JMLR 15 (2014) 1929-1958.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer, x = Dropout(0.5).seed(0), np.ones((10, 10))
+    >>> np.unique(layer(x).value), np.unique(layer.eval()(x).value)
+    (array([0., 2.]), array([1.]))
     """
 
     def __call__(self, x: Input, units: IndexSet | None = None) -> Activation:
@@ -98,6 +105,13 @@ class Pattern:
         The units kept.
     scale : float
         What their values are multiplied by, number of units / number kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pattern = Pattern(IndexSet([1, 3], 4), scale=2.0)
+    >>> BatchwiseDropout(0.5)(np.array([[1.0, 2.0, 3.0, 4.0]]), pattern=pattern).dense()
+    array([[0., 4., 0., 8.]])
     """
 
     units: IndexSet

@@ -57,6 +57,15 @@ def mse(prediction: Input, target: Array, reduction: str = "mean") -> Variable:
     ------
     TypeError, ValueError
         As `numbadrop.ops.mse`, or if units are missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.nn import Linear
+    >>> net = Linear(3, 2, gain=0.0)
+    >>> loss = mse(net(np.ones((1, 3), np.float32)), np.array([[1.0, 3.0]], np.float32))
+    >>> float(loss)  # (1 + 9) / 2
+    5.0
     """
     return ops.mse(_whole("prediction", prediction), target, reduction)
 

@@ -32,6 +32,16 @@ class Parameter(Variable):
     before_read : callable, optional
         Called with the index of a block by `refresh`. An optimizer that puts work off until
         weights are needed sets it.
+
+    Examples
+    --------
+    >>> from numbadrop.optim import SGD
+    >>> start = np.array([1.0, 2.0])
+    >>> w = Parameter(start)
+    >>> (w * w).backward(np.ones(2))
+    >>> SGD([w], lr=0.25).step()
+    >>> w.value, start
+    (array([0.5, 1. ]), array([1., 2.]))
     """
 
     __slots__ = ("before_read",)
@@ -59,6 +69,13 @@ class Buffer:
     ----------
     value : array_like of float32 or float64
         Copied.
+
+    Examples
+    --------
+    >>> layer = Module()
+    >>> layer.shift, layer.mean = Parameter(np.zeros(2)), Buffer(np.zeros(2))
+    >>> len(layer.parameters()), list(layer.state_dict())
+    (1, ['shift', 'mean'])
     """
 
     __slots__ = ("value",)
@@ -91,6 +108,17 @@ class Module:
     unitwise : bool
         Whether output unit k depends on input unit k alone. Says of a class that a dropout layer
         behind it may as well come before it.
+
+    Examples
+    --------
+    >>> class Square(Module):
+    ...     unitwise = True
+    ...
+    ...     def __call__(self, x, units=None):
+    ...         x = Activation.of(x).take(units)
+    ...         return Activation(x.values * x.values, x.units)
+    >>> Square()(np.array([[1.0, 2.0, 3.0]]), units=IndexSet([0, 2], 3)).value
+    array([[1., 9.]])
     """
 
     training: bool = True

@@ -18,7 +18,17 @@ Array = NDArray[Any]
 
 @primitive
 def relu(x: Array) -> Array:
-    """Return max(x, 0). The gradient at 0 is 0."""
+    """Return max(x, 0). The gradient at 0 is 0.
+
+    Examples
+    --------
+    >>> from numbadrop.autograd import Variable
+    >>> x = Variable([-3.0, 0.0, 2.0], requires_grad=True)
+    >>> y = relu(x)
+    >>> y.backward(np.ones(3))
+    >>> y.value, x.grad
+    (array([0., 0., 2.]), array([0., 0., 1.]))
+    """
     return np.maximum(x, 0)
 
 
@@ -29,7 +39,13 @@ def _(g: Array, out: Array, x: Array) -> Array:
 
 @primitive
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
-    """Return x where it is positive, else negative_slope * x."""
+    """Return x where it is positive, else negative_slope * x.
+
+    Examples
+    --------
+    >>> leaky_relu(np.array([-4.0, 0.0, 2.0]), negative_slope=0.25).value
+    array([-1.,  0.,  2.])
+    """
     if 0 < negative_slope <= 1:
         # np.where branches on every element: 15 times as long.
         return np.maximum(x, x * negative_slope)
@@ -54,7 +70,17 @@ def _before_rectifier(g: Array, y: Array, slope: float) -> Array:
 
 @primitive
 def tanh(x: Array) -> Array:
-    """Return the hyperbolic tangent of x."""
+    """Return the hyperbolic tangent of x.
+
+    Examples
+    --------
+    >>> from numbadrop.autograd import Variable
+    >>> x = Variable([-1000.0, 0.0, 1000.0], requires_grad=True)
+    >>> y = tanh(x)
+    >>> y.backward(np.ones(3))
+    >>> y.value, x.grad
+    (array([-1.,  0.,  1.]), array([0., 1., 0.]))
+    """
     return np.tanh(x)
 
 

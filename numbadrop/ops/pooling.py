@@ -20,6 +20,16 @@ def max_pool2d(x: Array, size: Pair, stride: Pair | None = None, padding: Pair =
     """Return the largest of the pixels in each window, see `numbadrop.kernels.max_pool2d`.
 
     Of equal ones, the first gets all of the gradient.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.autograd import Variable
+    >>> x = Variable(np.array([3.0, 1.0, 2.0, 5.0]).reshape(1, 1, 4, 1), requires_grad=True)
+    >>> y = max_pool2d(x, size=(1, 2))
+    >>> y.backward(np.ones((1, 1, 2, 1)))
+    >>> y.value.ravel(), x.grad.ravel()
+    (array([3., 5.]), array([1., 0., 0., 1.]))
     """
     return kernels.max_pool2d(x, size, stride, padding)
 
@@ -34,6 +44,13 @@ def avg_pool2d(x: Array, size: Pair, stride: Pair | None = None, padding: Pair =
     """Return the mean of the pixels in each window, see `numbadrop.kernels.avg_pool2d`.
 
     Padding counts as pixels that are zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([2.0, 4.0, 6.0, 8.0]).reshape(1, 1, 4, 1)
+    >>> avg_pool2d(x, size=(1, 2), padding=(0, 1)).value.ravel()
+    array([1., 5., 4.])
     """
     return kernels.avg_pool2d(x, size, stride, padding)
 

@@ -33,6 +33,11 @@ def take_units(x: Array, units: IndexSet, factor: float = 1.0) -> Array:
     Returns
     -------
     ndarray, shape (..., len(units))
+
+    Examples
+    --------
+    >>> take_units(np.array([[1.0, 2.0, 3.0]]), IndexSet([0, 2], 3), factor=2.0).value
+    array([[2., 6.]])
     """
     taken = kernels.take_columns(x.reshape(-1, x.shape[-1]), units, factor)
     return taken.reshape(*x.shape[:-1], len(units))
@@ -62,6 +67,11 @@ def place_units(x: Array, units: IndexSet) -> Array:
     ------
     ValueError
         If the last axis of `x` does not have one element for each unit.
+
+    Examples
+    --------
+    >>> place_units(np.array([[1.0, 2.0]]), IndexSet([0, 2], 3)).value
+    array([[1., 0., 2.]])
     """
     check_units("x", x.ndim - 1, x.shape[-1], "units", len(units))
     placed = np.zeros((*x.shape[:-1], units.size), x.dtype, like=x)
@@ -76,7 +86,13 @@ def _(g: Array, out: Array, x: Array, units: IndexSet) -> Array:
 
 @primitive
 def flatten(x: Array) -> Array:
-    """Return x of shape (batch, ...) as (batch, units), also for an empty batch."""
+    """Return x of shape (batch, ...) as (batch, units), also for an empty batch.
+
+    Examples
+    --------
+    >>> flatten(np.ones((2, 3, 4))).value.shape, flatten(np.ones((0, 3, 4))).value.shape
+    ((2, 12), (0, 12))
+    """
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 

@@ -45,6 +45,18 @@ class Adam(Optimizer):
     References
     ----------
     D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.autograd import Block
+    >>> from numbadrop.index_set import IndexSet
+    >>> from numbadrop.nn import Parameter
+    >>> w = Parameter(np.zeros(3))
+    >>> w.grad = Block(np.array([0.01, -100.0]), (IndexSet([0, 2], 3),))
+    >>> Adam([w], lr=0.5).step()
+    >>> w.value.round(4)
+    array([-0.5,  0. ,  0.5])
     """
 
     def __init__(
@@ -109,6 +121,18 @@ class AdamW(Adam):
     References
     ----------
     I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.autograd import Block
+    >>> from numbadrop.index_set import IndexSet
+    >>> from numbadrop.nn import Parameter
+    >>> w = Parameter(np.ones(3))
+    >>> w.grad = Block(np.zeros(1), (IndexSet([1], 3),))
+    >>> AdamW([w], lr=0.5, weight_decay=0.2).step()
+    >>> w.value
+    array([1. , 0.9, 1. ])
     """
 
     def __init__(

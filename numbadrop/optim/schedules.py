@@ -14,7 +14,13 @@ Schedule = Callable[[float], float]
 
 
 def constant() -> Schedule:
-    """Return the schedule that is always 1."""
+    """Return the schedule that is always 1.
+
+    Examples
+    --------
+    >>> constant()(7.5)
+    1.0
+    """
     return lambda epoch: 1.0
 
 

@@ -132,6 +132,20 @@ class NAG(Optimizer):
     ----------
     B. Graham, J. Reizenstein, L. Robinson, "Efficient batchwise dropout training using
     submatrices", arXiv:1502.02478 (2015), and its code.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbadrop.autograd import Block
+    >>> from numbadrop.index_set import IndexSet
+    >>> from numbadrop.nn import Parameter
+    >>> w = Parameter(np.zeros(3))
+    >>> optimizer = NAG([w], lr=1.0, momentum=0.5)
+    >>> for unit in (0, 1):
+    ...     w.grad = Block(np.ones(1), (IndexSet([unit], 3),))
+    ...     optimizer.step()
+    >>> w.value
+    array([-0.75, -0.75,  0.  ])
     """
 
     _linear = staticmethod(rules.nag)

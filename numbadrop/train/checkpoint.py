@@ -61,6 +61,19 @@ class Checkpoint:
         What made the run, for whoever wants to build its model again. JSON.
     source : str
         The file, for error messages.
+
+    Examples
+    --------
+    >>> from numbadrop.nn import Linear
+    >>> from numbadrop.optim import SGD
+    >>> model = Linear(2, 1).seed(0)
+    >>> optimizer = SGD(model.parameters(), lr=0.1)
+    >>> then = Checkpoint.capture(model, optimizer, progress={}, config={})
+    >>> drawn = model.rng.random()
+    >>> model.weight.value[...] = np.nan
+    >>> then.restore(model, optimizer)
+    >>> bool(np.isnan(model.weight.value).any()), model.rng.random() == drawn
+    (False, True)
     """
 
     model: Mapping[str, Array]
@@ -140,6 +153,15 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     ------
     MissingExtraError
         If safetensors is not installed.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> state = Checkpoint({"weight": np.ones(2)}, {}, [], progress={"epoch": 3}, config={})
+    >>> with TemporaryDirectory() as folder:
+    ...     save_checkpoint(Path(folder, "run.safetensors"), state)
+    ...     load_checkpoint(Path(folder, "run.safetensors")).progress
+    {'epoch': 3}
     """
     with needs_extra("train", "writing a checkpoint"):
         from safetensors.numpy import save
@@ -185,6 +207,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         If the file does not exist, is truncated or damaged, or is no checkpoint of this format.
     MissingExtraError
         If safetensors is not installed.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from numbadrop.nn import Linear
+    >>> state = Checkpoint({"weight": np.ones((1, 2), np.float32)}, {}, [], progress={}, config={})
+    >>> model = Linear(1, 2, bias=False)
+    >>> with TemporaryDirectory() as folder:
+    ...     save_checkpoint(Path(folder, "run.safetensors"), state)
+    ...     load_checkpoint(Path(folder, "run.safetensors")).restore_model(model)
+    >>> model.weight.value
+    array([[1., 1.]], dtype=float32)
     """
     with needs_extra("train", "reading a checkpoint"):
         from safetensors import SafetensorError, safe_open

@@ -307,6 +307,16 @@ def train_step(
         If the loss is not finite; no parameter has been changed then, but running statistics have
         seen the batch. On a GPU parameters have been changed too: all of a step is under way there
         before its loss is waited for.
+
+    Examples
+    --------
+    >>> from numbadrop.nn import Linear
+    >>> from numbadrop.optim import SGD
+    >>> model = Linear(2, 2, gain=0.0)
+    >>> optimizer = SGD(model.parameters(), lr=1.0)
+    >>> x, y = np.eye(2, dtype=np.float32), np.array([0, 1])
+    >>> [round(train_step(model, optimizer, x, y)[0], 2) for _ in range(2)]
+    [0.69, 0.47]
     """
     with _quiet_overflow():
         scores = model(x)
@@ -376,6 +386,14 @@ def evaluate(
     ValueError
         If there are no samples, a label, `top_k` or `batch_size` is out of range, or `divisor` is
         missing.
+
+    Examples
+    --------
+    >>> from numbadrop.nn import Dropout
+    >>> inputs = np.array([[9.0, 0.0, 1.0], [0.0, 1.0, 9.0]])
+    >>> result = evaluate(Dropout(0.5), inputs, labels=np.array([0, 1]), top_k=2)
+    >>> result.error, result.top_k_error
+    (0.5, 0.0)
     """
     inputs, labels = np.asarray(inputs), np.asarray(labels)
     if len(inputs) != len(labels) or len(labels) == 0:

@@ -139,6 +139,15 @@ def read_metrics(path: str | Path) -> list[EpochMetrics]:
     ------
     UserError
         If another line is damaged.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "metrics.jsonl")
+    ...     write_metrics(path, [EpochMetrics(1, 0.7, 0.4, 0.3, 60.0, 4.5)])
+    ...     read_metrics(path)[-1].test_error
+    0.3
     """
     *lines, _ = Path(path).read_text("utf-8").split("\n")
     history = []
