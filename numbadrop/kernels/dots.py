@@ -26,7 +26,8 @@ __all__ = ["dot_bytes", "dot_pitch", "dot_rows", "dot_tile", "dots_pay", "most_c
 _MOST_COLUMNS = 4
 """Of the tile, where registers are short."""
 _LEAST_REGISTERS = 2
-"""Of depth: to add up the lanes of sums, at the end, takes as long as some of them."""
+"""Of depth: to add up the lanes of sums, at the end, takes as long as some of them. Each column
+beyond four wants as many more."""
 _I64 = ir.IntType(64)
 _POINTER = ir.PointerType()
 
@@ -44,7 +45,8 @@ def most_columns(wide):
 def dots_pay(alpha, depth, columns):
     """Whether so few columns are computed in less time than by the register tile."""
     wide = lanes(alpha)
-    return columns <= most_columns(wide) and depth >= _LEAST_REGISTERS * wide
+    registers = _LEAST_REGISTERS * max(1, columns - 3)
+    return columns <= most_columns(wide) and depth >= registers * wide
 
 
 @inlined
