@@ -118,7 +118,10 @@ def main() -> None:
             ratios[name][sizes, keep, batch] = peer / ours
             rates[name] = max(rates[name], flops / ours)
     top = max(top, peak(options.dtype, options.threads))  # a clock that drifts is seen twice
-    print(f"register tile alone: {top / 1e9:.0f} GFLOP/s\n")
+    print(f"register tile alone: {top / 1e9:.0f} GFLOP/s")
+    _, _, runs = next(cell(1, (20, 20), (0.5, 0.5), options.dtype))
+    ours, peer = (1e6 * quartiles(runs, 5, TURN)[who][1] for who in ("ours", "peer"))
+    print(f"forward, one sample, half of 20 x 20: {ours:.2f} us, the peer {peer:.2f} us\n")
     for name, cells in ratios.items():
         print(f"### {name}\n")
         print("| in x out | keep | " + " | ".join(f"b = {b}" for b in grid["batch"]) + " |")

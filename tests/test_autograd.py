@@ -229,8 +229,10 @@ def test_block_stands_for_its_dense_array(rows, cols, other):
     total = a + b
     assert [set(units.indices) for units in total.index] == [set(rows) | set(other), set(cols)]
     np.testing.assert_array_equal(total.dense(), a.dense() + b.dense())
-    for doubled in (2 * a, a * 2.0, np.float64(2) * a):
+    single = Block(a.values.astype(np.float32), a.index)
+    for doubled in (2 * single, single * 2.0, np.float64(2) * single):
         assert doubled.index == a.index
+        assert doubled.dtype == np.float32
         np.testing.assert_array_equal(doubled.values, a.values * 2)
     np.testing.assert_array_equal(a + full, full + a)
     np.testing.assert_array_equal(a + full, 1 + dense)

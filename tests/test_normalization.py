@@ -275,3 +275,18 @@ def test_against_pytorch():
             other = other.numpy()
             other = np.moveaxis(other, 1, -1) if other.ndim > 1 else other
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11 * steepest)
+
+
+def test_moments_that_cannot_be_tracked_leave_the_others_alone():
+    means, variances = np.zeros(2, np.float32), np.ones(2, np.float32)
+    variances.flags.writeable = False
+    moments, units = (np.ones(2), np.ones(2)), IndexSet.all(2)
+    with pytest.raises(ValueError, match="running_var is read-only"):
+        kernels.track_moments(means, variances, *moments, units, count=3, momentum=0.5)
+    assert (means == 0).all()
+    variances.flags.writeable = True
+    with np.errstate(all="raise"):  # as a kernel, it says nothing of what is too large
+        huge = np.full(2, 1e200)
+        kernels.track_moments(means, variances, huge, huge, units, count=3, momentum=0.5)
+    assert np.isinf(means).all()
+    assert np.isinf(variances).all()

@@ -348,6 +348,23 @@ class TestGroups:
         optimizer.step()
         np.testing.assert_allclose(parameter.value, 0.75)
 
+    def test_a_list_that_is_changed_is_checked(self):
+        parameter = Parameter(np.ones(2))
+        optimizer = Adam([parameter], betas=[0.5, 0.5])
+        parameter.grad = np.ones(2)
+        optimizer.step()
+        optimizer.param_groups[0]["betas"][1] = 1.0
+        with pytest.raises(ValueError, match=r"betas\[1\] must be in \[0, 1\), got 1"):
+            optimizer.step()
+
+    def test_a_number_that_the_type_of_the_weights_does_not_have(self):
+        parameter = Parameter(np.ones(2, np.float32))
+        optimizer = SGD([parameter], lr=1e39)
+        parameter.grad = np.ones(2, np.float32)
+        with pytest.raises(ValueError, match=r"lr must be at most 3\.4\d*e\+38 for float32"):
+            optimizer.step()
+        assert (parameter.value == 1).all()
+
     def test_a_value_that_becomes_read_only_is_not_written(self):
         parameter = Parameter(np.ones(2))
         optimizer = SGD([parameter], lr=0.5)

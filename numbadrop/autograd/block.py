@@ -94,6 +94,7 @@ class Block:
         """Return the block times a number, as to clip a gradient."""
         if not isinstance(factor, Real):
             return NotImplemented
-        return Block(self.values * factor, self.index)
+        # A number of NumPy's would change the dtype.
+        return Block(self.values * float(factor), self.index)
 
     __rmul__ = __mul__

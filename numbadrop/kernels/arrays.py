@@ -221,19 +221,14 @@ def check_apart(name: str, array: Array, **others: Array) -> None:
 
 
 def check_out(
-    out: Array, shape: tuple[int, ...] | None, dtype: np.dtype[Any],
-    names: tuple[str, ...], *inputs: Array,
+    out: Array, shape: tuple[int, ...], dtype: np.dtype[Any], names: tuple[str, ...], *inputs: Array
 ) -> None:  # fmt: skip
     """Refuse an `out` that cannot be written, does not fit, or overlaps an input or itself.
 
-    With None as `shape`, any two dimensions fit. `names` are those of the inputs.
+    `names` are those of the inputs.
     """
     # What is most often so comes first: an array of its own, as are all inputs.
-    if (
-        type(out) is np.ndarray
-        and out.dtype is dtype
-        and (out.ndim == 2 if shape is None else out.shape == shape)
-    ):
+    if type(out) is np.ndarray and out.dtype is dtype and out.shape == shape:
         flags = out.flags
         if flags.carray and flags.owndata:
             for array in inputs:
@@ -242,9 +237,7 @@ def check_out(
             else:
                 return
     check_is_array("out", out)
-    if shape is None and out.ndim != 2:
-        raise ValueError(f"out must be two-dimensional, got shape {out.shape}")
-    if shape is not None and out.shape != shape:
+    if out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     named = dict(zip(names, inputs, strict=True))
     for name, array in named.items():

@@ -38,14 +38,15 @@ def _quotas() -> Iterator[float]:
             for outer in (group, *group.parents):
                 yield from _quota(" ".join(_lines(outer / "cpu.max")))
         elif "cpu" in controllers.split(","):
-            for outer in (_GROUPS / "cpu", _GROUPS / "cpu" / own.lstrip("/")):
+            group = _GROUPS / "cpu" / own.lstrip("/")
+            for outer in (group, *group.parents):
                 words = _lines(outer / "cpu.cfs_quota_us") + _lines(outer / "cpu.cfs_period_us")
                 yield from _quota(" ".join(words))
 
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text().splitlines()
+        return file.read_text(errors="replace").splitlines()
     except OSError:  # no such group, or another system
         return []
 

@@ -148,6 +148,8 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba's classes are Any he
     def _load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             found = super()._load_overload(sig, target_context)
+        except (OSError, MemoryError):  # As where, on Windows, another process replaces the file.
+            return None
         except Exception:  # Whatever unpickling finds in a file that a power cut has left.
             with suppress(OSError):
                 self._cache_file.flush()  # An index of nothing, for what is compiled now.
@@ -180,16 +182,32 @@ def entry(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
+_collects_later = False
+
+
 @contextmanager
 def _no_collections() -> Iterator[None]:
     """Leave what the compiler drops for later: to look for it again and again is a tenth of it."""
+    global _collects_later
     was_enabled = gc.isenabled()
+    _collects_later |= was_enabled
     gc.disable()
     try:
         yield
     finally:
         if was_enabled:
             gc.enable()
+            _collects_later = False
+
+
+def _collect_again() -> None:
+    """Undo that in a child by fork, whose parent was compiling in another thread."""
+    if _collects_later:
+        gc.enable()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_collect_again)
 
 
 def native_function(function: Callable[..., Any], signature: Any) -> Any:

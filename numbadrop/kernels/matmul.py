@@ -320,7 +320,10 @@ def scatter_matmul(
         return out
     x, g = check_matrices("x", x, "g", g)
     _check_batch(x, g)
-    check_out(out, None, x.dtype, ("x", "g"), x, g)
+    check_is_array("out", out)
+    if out.ndim != 2:
+        raise ValueError(f"out must be two-dimensional, got shape {out.shape}")
+    check_out(out, out.shape, x.dtype, ("x", "g"), x, g)
     alpha = check_real("alpha", alpha, x.dtype)
     row_set, col_set = resolve("rows", rows, out.shape[0]), resolve("cols", cols, out.shape[1])
     check_units("x", 1, x.shape[1], "rows", count_units(row_set, out.shape[0]))

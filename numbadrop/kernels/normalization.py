@@ -270,9 +270,12 @@ def track_moments(
             running_mean, running_var, mean, variance, units, unbiased=unbiased, momentum=momentum
         )
         return
-    for running, observed in ((running_mean, mean), (running_var, variance * unbiased)):
-        before = running[units]
-        running[units] = (1 - momentum) * before + momentum * observed
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if not running.flags.writeable:
+            raise ValueError(f"{name} is read-only")
+    with np.errstate(all="ignore"):  # as silent as a kernel
+        for running, observed in ((running_mean, mean), (running_var, variance * unbiased)):
+            running[units] = (1 - momentum) * running[units] + momentum * observed
 
 
 def batch_norm(

@@ -208,8 +208,10 @@ def run_usual_product(
     if native is None:
         return None
     if c is None and a.ndim == b.ndim == 2 and not scatter:
-        width = b.shape[1] if cols is None else len(cols.indices)
-        c = empty_host((len(a), width), b.dtype)
+        depth, width = b.shape
+        # What does not fit may be so wrong that there is no memory for its result.
+        if a.shape[1] == (depth if rows is None else len(rows.indices)):
+            c = empty_host((len(a), width if cols is None else len(cols.indices)), b.dtype)
     if type(c) is not np.ndarray:
         return None
     crew, shared = crew_memory()

@@ -69,14 +69,14 @@ _ASLEEP = 2 * _APART
 _STATE = 3 * _APART
 """Of the crew: `_FREE`, `_IN_USE` for a caller's task, or `_CLOSED` for ever."""
 _TAKEN = 4 * _APART
-"""For each part, apart: the number of the last task of which it was taken, at
-first 0. All parts of a task are taken before the next has a number: who comes late with an old
-number takes none."""
+"""For each part, apart: the number of the last task of which it was taken, at first 0. All parts of
+a task are taken before the next has a number: who comes late with an old number takes none."""
 _FREE, _IN_USE, _CLOSED = 0, 1, 2
 _NO_HELPERS, _NOT_MADE = 0, -1
 """In place of the address of what threads share: there is one thread, or its crew is still to be
 made."""
 UNDONE = -1
+"""In place of the number of parts that have failed: nothing has been done yet."""
 _MOST_THREADS = 4095
 """More than a machine has, so that a mistyped number does not start a million."""
 
@@ -352,8 +352,8 @@ def get_num_threads() -> int:
 def set_num_threads(threads: int) -> None:
     """Set how many threads a kernel uses, the caller's among them.
 
-    The default is NUMBA_NUM_THREADS, else the CPUs that this process may use. Results do
-    not depend on it.
+    The default is NUMBA_NUM_THREADS, else the CPUs that this process may use, or that the quota of
+    a container pays for. Results do not depend on it.
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ from numba.extending import overload
 
 from numbadrop.index_set import IndexSet
 from numbadrop.kernels.arrays import (
+    LARGEST_FACTOR,
     Array,
     Units,
     check_apart,
@@ -393,7 +394,7 @@ class BlockUpdate:
                 )  # fmt: skip
             except struct.error:
                 raise TypeError(f"rule must hold real numbers, got {rule}") from None
-        else:
+        if task is None or max(map(abs, rule)) > LARGEST_FACTOR:  # which few rules are
             for name, number in zip(rule._fields, rule, strict=True):
                 check_real(name, number, value.dtype)
         return Update(rule, value, slots, grad, row_set, col_set, task)

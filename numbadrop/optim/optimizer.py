@@ -87,7 +87,7 @@ class Optimizer:
         self.param_groups = _groups(params, defaults)
         for group in self.param_groups:
             self._check(group)
-        self._checked = [dict(group) for group in self.param_groups]
+        self._checked = [_frozen(group) for group in self.param_groups]
         self._states: dict[Parameter, State] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -157,10 +157,11 @@ class Optimizer:
 
     def _check_changed(self) -> None:
         """Check the hyper-parameters that are not those of the last step."""
-        for group, checked in zip(self.param_groups, self._checked, strict=True):
-            if group != checked:
+        for number, group in enumerate(self.param_groups):
+            now = _frozen(group)
+            if now != self._checked[number]:
                 self._check(group)
-                checked.update(group)
+                self._checked[number] = now
         lr_scale = self.lr_scale
         is_number = type(lr_scale) is float or isinstance(lr_scale, Real)
         if not (is_number and 0 <= lr_scale < math.inf):
@@ -269,6 +270,13 @@ def _groups(params: Parameters, defaults: dict[str, Any]) -> list[dict[str, Any]
                 raise ValueError("params must have at least one axis, got a Parameter of shape ()")
         groups.append(group)
     return groups
+
+
+def _frozen(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group whose lists are tuples, that nobody changes."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in group.items()
+    }
 
 
 def check_range(

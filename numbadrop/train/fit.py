@@ -167,8 +167,10 @@ def fit(
     CheckpointError
         If `resume` finds no checkpoint, or one of another model, optimizer or run; or if, without
         `resume`, `output` holds a checkpoint already.
+    TypeError
+        If `config` is not JSON, or the model does not take the data.
     ValueError
-        If an argument is out of range.
+        If an argument is out of range, or the model does not give a score for each class.
 
     Examples
     --------

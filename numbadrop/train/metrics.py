@@ -149,11 +149,12 @@ def read_metrics(path: str | Path) -> list[EpochMetrics]:
     ...     read_metrics(path)[-1].test_error
     0.3
     """
-    *lines, _ = Path(path).read_text("utf-8").split("\n")
+    *lines, last = Path(path).read_bytes().split(b"\n")
     history = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate([*lines, last] if last else lines, 1):
         try:
             history.append(EpochMetrics(**json.loads(line)))
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {number}: no metrics of an epoch, {error}") from None
+            if number <= len(lines):
+                raise UserError(f"{path}, line {number}: no metrics of an epoch, {error}") from None
     return history
