@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbadrop.errors import UnsupportedError
-
 __all__ = [
     "DATA", "DESCR", "FLAGS", "NDIM", "SHAPE", "STRIDES", "address_of", "address_of_bytes",
 ]  # fmt: skip
@@ -64,7 +62,7 @@ def _try_layout() -> None:
         or ctypes.c_int32.from_address(id(array) + FLAGS).value != array.flags.num
         or ctypes.string_at(address_of_bytes(data), len(data)) != data
     ):
-        raise UnsupportedError(
+        raise ImportError(
             f"numbadrop cannot read the arrays of NumPy {np.__version__} in this Python: "
             "their structure in memory is not the known one"
         )
