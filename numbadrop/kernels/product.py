@@ -55,7 +55,9 @@ from numbadrop.kernels.windows import (
     unit,
 )
 
-__all__ = ["Product", "Strided", "multiply", "multiply_part"]
+__all__ = [
+    "TASK_BYTES", "TASK_WORDS", "Product", "Strided", "multiply", "multiply_part", "write_task",
+]  # fmt: skip
 
 _ROW_BYTES = MACHINE.tile_vectors * MACHINE.vector_bytes
 _TILE_BYTES = MACHINE.tile_rows * _ROW_BYTES
@@ -424,6 +426,33 @@ def _gathered(array, rows, cols):
         Axis(array_stride(array, 0), array_length(array, 0), rows),
         Axis(array_stride(array, 1), array_length(array, 1), cols),
     )
+
+
+TASK_WORDS = 10
+TASK_BYTES = 8 * (2 + TASK_WORDS)
+"""Of a task of `multiply_part`, whose factors are not longer than words."""
+
+
+@inner
+def write_task(task, slope, scale, a, b, c, bias, cols, scatter, units):
+    """Write a task of `multiply_part` down; `units` are the addresses of the kept rows and columns.
+
+    They are those of B or, with `scatter`, of C.
+    """
+    size = bytes_of(scale)
+    clear_bytes(task, TASK_BYTES)
+    store(task, slope)
+    store(task + size, scale)
+    words = task + 2 * size
+    store(words, a)
+    store(words + 8, b)
+    store(words + 16, c)
+    store(words + 24, bias)
+    store(words + 32, cols)
+    store(words + 40, scatter)
+    places = words + 48 + 16 * scatter
+    store(places, units[0])
+    store(places + 8, units[1])
 
 
 def multiply_part(task, part, parts):

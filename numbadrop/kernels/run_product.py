@@ -26,12 +26,10 @@ from numbadrop.kernels.memory import (
     array_data,
     array_length,
     array_stride,
-    clear_bytes,
     load_index,
     stack_memory,
-    store,
 )
-from numbadrop.kernels.product import multiply_part
+from numbadrop.kernels.product import TASK_BYTES, TASK_WORDS, multiply_part, write_task
 from numbadrop.kernels.recycling import empty_host
 from numbadrop.kernels.task import kernel_for, run_task
 from numbadrop.kernels.threads import OUT_OF_MEMORY, UNDONE, crew_memory, work_at_once
@@ -42,12 +40,9 @@ Array = NDArray[Any]
 
 _SERIAL_BELOW = 100_000
 """Multiplications that one thread finishes about as fast as a region of several starts."""
-_WORDS = 10
-"""Of a task of `multiply_part`."""
 
 _OPERAND, _BIAS, _RESULT = 0x100, 0x101, 0x501
 """The flags of NumPy's that an array must have: aligned 0x100, dense 0x1, writeable 0x400."""
-_TASK_BYTES = 8 * (2 + _WORDS)
 _HALF_WORD = (1 << 32) - 1
 _UNUSUAL = -2
 """Nothing has been done: the operands have to be looked at."""
@@ -126,20 +121,8 @@ def _multiply(
         fits &= (biases + axes[1] * size <= z.begin) | (biases >= z.end)
     if not fits:
         return _UNUSUAL
-    task = stack_memory(_TASK_BYTES)
-    clear_bytes(task, _TASK_BYTES)
-    store(task, slope)
-    store(task + size, scale)
-    words = task + 2 * size
-    store(words, a)
-    store(words + 8, b)
-    store(words + 16, c)
-    store(words + 24, biases)
-    store(words + 32, kept[1])
-    store(words + 40, scatter)
-    units = words + 48 + 16 * scatter
-    store(units, rows)
-    store(units + 8, cols)
+    task = stack_memory(TASK_BYTES)
+    write_task(task, slope, scale, a, b, c, biases, kept[1], scatter, (rows, cols))
     return work_at_once(crew, kernel, task, work >= _SERIAL_BELOW)
 
 
@@ -160,7 +143,7 @@ def native_door(dtype: np.dtype[Any]) -> NativeDoor | None:
     element = numba.from_dtype(dtype)
     i64 = types.int64
     signature = i64(*[i64] * 12, element, element, i64, i64)
-    _, kernel = kernel_for(multiply_part, Epilogue, dtype, _WORDS)
+    _, kernel = kernel_for(multiply_part, Epilogue, dtype, TASK_WORDS)
     return NativeDoor(native_function(_multiply, signature), kernel, id(dtype))
 
 
