@@ -182,12 +182,20 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "progress": checkpoint.progress,
         "config": checkpoint.config,
     }
-    text = json.dumps(content, default=jsonable)
+    text = json.dumps(content, default=_jsonable)
     metadata = {METADATA_KEY: text, "checksum": _checksum(tensors, text)}
     write_atomically(Path(path), save(tensors, metadata))
 
 
-def jsonable(value: Any) -> Any:
+def check_config(config: Any) -> None:
+    """Refuse what a checkpoint could not hold."""
+    try:
+        json.dumps(config, default=_jsonable)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"config must be JSON: {error}") from None
+
+
+def _jsonable(value: Any) -> Any:
     """Return what JSON knows for what it does not.
 
     Some bit generators have arrays in their state, which take lists as well; a seed may be one of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
@@ -29,7 +28,7 @@ from numbadrop.optim import Optimizer
 from numbadrop.train.checkpoint import (
     Checkpoint,
     CheckpointError,
-    jsonable,
+    check_config,
     load_checkpoint,
     save_checkpoint,
 )
@@ -206,10 +205,7 @@ def fit(
     device = model.device
     # Before anything is written.
     _try_out(model, data)
-    try:
-        json.dumps(config, default=jsonable)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"config must be JSON: {error}") from None
+    check_config(config)
     run = _start_run(folder, resume, model, optimizer, identity)
 
     def save(run: _Run) -> None:
