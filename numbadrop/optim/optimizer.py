@@ -178,21 +178,19 @@ class Optimizer:
         assert grad is not None
         values, index = (grad.values, grad.index) if isinstance(grad, Block) else (grad, ())
         update = state.update
-        is_new = (
-            update is None
-            or update.value is not value
-            or update.slots is not state.slots
-            or update.hyper is not type(rule)
-        )
+        if update is not None and not (
+            update.value is value and update.slots is state.slots and update.hyper is type(rule)
+        ):
+            update = None
         # What has not changed since the last step was checked then.
         if (
-            is_new
+            update is None
             or grad.shape != value.shape
             or values.dtype is not value.dtype
             or type(values) is not type(value)
         ):
             _check_gradient(self._number_of(parameter), parameter, state)
-        if update is None or is_new:
+        if update is None:
             if is_host(state.slots) != is_host(value):  # The parameter was moved.
                 state.slots = (to_host if is_host(value) else to_device)(state.slots)
             update = state.update = kernels.BlockUpdate(type(rule), value, state.slots)
