@@ -878,6 +878,14 @@ class TestModule:
         assert list(net.state_dict()) == names
         assert not net.head.training
 
+    def test_a_state_for_a_parameter_that_is_read_only_changes_nothing(self):
+        net = Linear(2, 2)
+        before = net.weight.value.copy()
+        net.bias.value.flags.writeable = False
+        with pytest.raises(ValueError, match="bias is read-only"):
+            net.load_state_dict({"weight": before + 1, "bias": np.ones(2, np.float32)})
+        np.testing.assert_array_equal(net.weight.value, before)
+
     def test_modules_that_know_each_other(self):
         net = Net()
         net.inner.owner = net

@@ -379,8 +379,9 @@ class BlockUpdate:
             raise ValueError(f"grad must have shape {wanted}, got {grad.shape}")
         task = None
         if is_host(value):
-            if not (value.flags.writeable and slots.flags.writeable):
-                raise ValueError("value and slots must be writeable")
+            for name, array in (("value", value), ("slots", slots)):
+                if not array.flags.writeable:
+                    raise ValueError(f"{name} is read-only")
             if grad.strides[-1] != grad.itemsize or not grad.flags.aligned:
                 grad = grad.copy()
             # The rule's numbers enter in the dtype of the weights: in float64 they would double the

@@ -291,7 +291,7 @@ class Module:
         KeyError
             If a name is missing or unexpected.
         ValueError
-            If a shape or dtype is not that of the parameter or buffer.
+            If a shape or dtype is not that of the parameter or buffer, or that is read-only.
         """
         own = self._state()
         check_state(own, state)
@@ -320,6 +320,8 @@ def check_state(wanted: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             raise KeyError(f"state {problem} {', '.join(names)}")
     for name in wanted:
         own, found = as_array(wanted[name]), as_array(state[name])
+        if is_host(own) and not own.flags.writeable:
+            raise ValueError(f"{name} is read-only, state[{name!r}] cannot be written into it")
         if found.shape != own.shape or found.dtype != own.dtype:
             raise ValueError(
                 f"state[{name!r}] must be {own.dtype} of shape {own.shape}, "
